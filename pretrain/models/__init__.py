@@ -1,0 +1,1 @@
+"""Encoders, prefix attention and the multimodal decoder."""

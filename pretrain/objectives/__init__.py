@@ -1,0 +1,1 @@
+"""Objectives: small classes that own their extra modules and turn a batch into loss terms."""

@@ -1,0 +1,104 @@
+"""Fully decoupled AdamW and the warm-up and cosine schedule (reference, section 4)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pretrain.types import UserError
+
+#: Parameters that are not decayed whatever their shape: positions, BOS, class and register tokens.
+_NO_DECAY_NAMES = ("pos_embed", "bos", "cls_token", "reg_token")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule; defaults are the published ones for ViT-L (Table A1).
+
+    Attributes:
+        lr: peak rate.
+        weight_decay: fully decoupled: a decayed weight is multiplied by 1 - weight_decay * rate / peak rate.
+        beta1: AdamW's first moment.
+        beta2: AdamW's second moment.
+        eps: AdamW's epsilon.
+        warmup_steps: optimiser steps of linear warm-up; give this or `warmup_samples`.
+        warmup_samples: the same in samples.
+        warmup_start_lr: rate of the first step.
+        min_lr: rate that the cosine ends at.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    warmup_steps: int | None = None
+    warmup_samples: int | None = None
+    warmup_start_lr: float = 1e-6
+    min_lr: float = 1e-5
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot be meant."""
+        if (self.warmup_steps is None) == (self.warmup_samples is None):
+            raise UserError(
+                f"optim: give exactly one of warmup_steps (is {self.warmup_steps}) and warmup_samples (is {self.warmup_samples})"
+            )
+        for name in ("lr", "eps"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"optim.{name}={getattr(self, name)} must be above 0")
+        for name in ("weight_decay", "warmup_start_lr", "min_lr"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optim.{name}={getattr(self, name)} must not be negative")
+        if self.min_lr > self.lr:
+            raise UserError(f"optim.min_lr={self.min_lr} is above optim.lr={self.lr}")
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices are decayed; norms, biases (vectors), positions and BOS are not."""
+    return parameter.ndim >= 2 and name.split(".")[-1] not in _NO_DECAY_NAMES
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fully decoupled AdamW as torch's fused AdamW.
+
+    torch multiplies a weight by 1 - lr * decay; with decay = weight_decay / peak rate that is 1 - weight_decay * lr / peak,
+    the published update.
+    """
+    config.check()
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups[is_decayed(name, parameter)].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": config.weight_decay / config.lr},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def warmup_cosine(config: OptimConfig, *, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """Factor of the peak rate at optimiser step 0, 1, ...: linear from `warmup_start_lr`, then cosine to `min_lr`.
+
+    The first step runs at `warmup_start_lr`, step `warmup_steps` at the peak, the last step (`total_steps` - 1) at `min_lr`.
+
+    Raises:
+        UserError: the warm-up is not shorter than the run.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise UserError(f"optim: a warm-up of {warmup_steps} steps does not fit into a run of {total_steps} steps")
+    start, floor = config.warmup_start_lr / config.lr, config.min_lr / config.lr
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return start + (1 - start) * step / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
