@@ -1,0 +1,1 @@
+"""Pictures with text: where they come from and how they become batches."""
