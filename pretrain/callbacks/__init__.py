@@ -1,0 +1,1 @@
+"""What happens around the training step: checkpoints, speed, baselines, pictures, the summary."""

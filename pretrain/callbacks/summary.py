@@ -1,0 +1,108 @@
+"""The end of a run: export, runs/latest, and one screen that says what was trained, how fast, how good, and where it lies."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from pretrain.callbacks.baselines import Baselines
+from pretrain.callbacks.throughput import Throughput
+from pretrain.export import export_module
+from pretrain.files import write_atomically
+from pretrain.run import point_latest
+
+
+def count_params(module: Any) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"
+
+
+def find_callback(trainer: lightning.Trainer, kind: type[Callback]) -> Any:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+
+
+class RunSummary(Callback):
+    """Exports the model, points runs/latest to the run, writes summary.json and prints it."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._validated_at = -1
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._started = time.perf_counter()
+        if not trainer.is_global_zero:
+            return
+        data, step = trainer.datamodule, trainer.global_step
+        global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        Console().print(
+            f"[bold]{Path(trainer.default_root_dir)}[/bold]: {pl_module.encoder_config.name}, encoder "
+            f"{count_params(pl_module.encoder)}, objective {count_params(pl_module.objective)} parameters; "
+            f"{data.tokenizer.name} tokenizer of {data.tokenizer.vocab_size:,}; {trainer.max_steps:,} steps of {global_batch} "
+            f"in {trainer.precision}" + (f", from step {step:,}" if step else ""),
+            highlight=False,
+        )
+
+    def _collect(self, trainer: lightning.Trainer) -> dict[str, Any]:
+        data = trainer.datamodule
+        global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        throughput, baselines = find_callback(trainer, Throughput), find_callback(trainer, Baselines)
+        return {
+            "steps": trainer.global_step,
+            "samples_seen": trainer.global_step * global_batch,
+            "global_batch": global_batch,
+            "wall_s": round(time.perf_counter() - self._started, 1),
+            "imgs_per_s": round(throughput.meter.mean_imgs_per_s, 1) if throughput else None,
+            "precision": str(trainer.precision),
+            "val": {
+                k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")
+            },
+            "baseline": baselines.values if baselines else {},
+            "skipped": data.fault_log.summary(),
+            "seed": data.seed,
+        }
+
+    def on_validation_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        self._validated_at = trainer.global_step
+
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Validate the last step if that has not been done, export, and print the summary; called when `fit` returns."""
+        if self._validated_at != trainer.global_step:
+            trainer.validate(pl_module, datamodule=trainer.datamodule, verbose=False)
+        if not trainer.is_global_zero:
+            return
+        run, data = Path(trainer.default_root_dir), trainer.datamodule
+        info = self._collect(trainer)
+        export_module(pl_module, run / "export", image=data.image, tokenizer=data.tokenizer, info=info)
+        write_atomically(run / "summary.json", (json.dumps(info, indent=2) + "\n").encode())
+        latest = point_latest(run)
+        Console().print(self._panel(pl_module, run, latest, info))
+
+    @staticmethod
+    def _panel(pl_module: lightning.LightningModule, run: Path, latest: Path, info: dict[str, Any]) -> Panel:
+        table = Table.grid(padding=(0, 2))
+        config = pl_module.encoder_config
+        table.add_row(
+            "trained",
+            f"{config.name}: encoder {count_params(pl_module.encoder)}, objective {count_params(pl_module.objective)} parameters",
+        )
+        table.add_row(
+            "budget",
+            f"{info['steps']:,} steps x {info['global_batch']} = {info['samples_seen']:,} samples, {info['precision']}",
+        )
+        table.add_row("speed", f"{info['imgs_per_s']} images/s while training, {info['wall_s'] / 60:.1f} min in all")
+        for name, value in info["val"].items():
+            baseline = info["baseline"].get(name)
+            kind = "unigram" if name == "text_ce" else "mean patch"
+            table.add_row(
+                f"val/{name}", f"{value:.4f}" + (f"   ({kind} baseline {baseline:.4f})" if baseline is not None else "")
+            )
+        table.add_row("data", info["skipped"])
+        table.add_row("run", f"{run} (also {latest})")
+        table.add_row("encoder", f"{run / 'export'}: pretrain.export.load_encoder({str(run)!r})")
+        table.add_row("look at", f"{run / 'pictures'}, {run / 'metrics.csv'}, tensorboard --logdir {run}")
+        return Panel(table, title=f"{run.name} is done", title_align="left")

@@ -1,0 +1,66 @@
+"""Scenes as a source of captioned pictures."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pretrain.data.scene_text import caption
+from pretrain.data.scenes import Scene, draw_scene, render
+from pretrain.data.sources import RawSample, Source
+from pretrain.rng import draw_rng
+
+
+@dataclass
+class SceneSample(RawSample):
+    """A drawn scene; its caption is worded when it is chosen."""
+
+    scene: Scene | None = None
+
+
+class SceneSource(Source):
+    """Scenes number 0..num_scenes-1 of a split; each is drawn anew from (seed, split, number) whenever it is asked for.
+
+    Args:
+        seed: 0 <= seed; the same seed gives the same scenes.
+        split: "train", "val" or "test"; splits have no scene in common.
+        img_size: side in pixels.
+        num_scenes: how many there are.
+        levels: weight of each named level.
+        captions: weight of each caption style.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        split: str,
+        img_size: int,
+        num_scenes: int,
+        levels: Mapping[str, float],
+        captions: Mapping[str, float],
+    ) -> None:
+        self.seed, self.split, self.img_size, self.num_scenes = seed, split, img_size, num_scenes
+        self.levels, self.styles = dict(levels), dict(captions)
+        self.faults = []
+        self.choose_caption(
+            self.load(0), np.random.default_rng(0)
+        )  # a wrong level or style is an error now, not in a worker
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def scene(self, index: int) -> Scene:
+        return draw_scene(self.seed, self.split, index, self.levels)
+
+    def load(self, index: int) -> SceneSample:
+        scene = self.scene(index)
+        return SceneSample(image=Image.fromarray(render(scene, self.img_size)), captions=[], key=scene.key, scene=scene)
+
+    def choose_caption(self, sample: RawSample, rng: np.random.Generator) -> str:
+        return caption(sample.scene, self.styles, rng)
+
+    def iter_captions(self, limit: int | None = None) -> Iterator[str]:
+        for index in range(min(self.num_scenes, limit or self.num_scenes)):
+            yield caption(self.scene(index), self.styles, draw_rng(self.seed, "tokenizer", index))

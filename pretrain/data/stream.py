@@ -1,0 +1,185 @@
+"""The run's samples by number: sample k is a function of (seed, k), whatever worker or rank asks for it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from pretrain.data.sources import BadSample, RawSample, Source
+from pretrain.data.tokenizers import CaptionTokenizer, clean_caption, collate_captions
+from pretrain.data.transforms import Transform
+from pretrain.rng import draw_integer, draw_rng
+from pretrain.types import Fault, ImageTextBatch, UserError
+
+#: So many unusable samples in a row are no bad luck: the source as a whole is broken.
+MAX_ATTEMPTS = 100
+
+
+@dataclass
+class Sample:
+    """One picture with its caption, ready to be collated.
+
+    Attributes:
+        image_CHW: uint8; None where the sample could not be used and is not replaced (validation).
+        token_ids: caption with EOS; empty where there is none.
+    """
+
+    position: int
+    image_CHW: Tensor | None = None
+    token_ids: list[int] = field(default_factory=list)
+    caption: str = ""
+    key: str = ""
+    label: int | None = None
+    faults: list[Fault] = field(default_factory=list)
+    attempts: int = 1
+
+
+class SampleStream(Dataset):
+    """Sample k of a run, for any k.
+
+    Training (`shuffled`) goes through the source in epochs, each in an order of its own; an unusable sample is replaced by
+    another, drawn for the same k. Validation takes the source in its order and leaves unusable samples out.
+
+    Args:
+        source: where pictures and captions come from.
+        transform: picture -> uint8 [3, H, W], with the sample's own generator.
+        tokenizer: for the captions.
+        seed: the run's seed.
+        shuffled: epochs in random order, bad samples replaced.
+        length: how many samples there are to ask for.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        transform: Transform,
+        tokenizer: CaptionTokenizer,
+        seed: int,
+        shuffled: bool,
+        length: int,
+    ) -> None:
+        self.source, self.transform, self.tokenizer = source, transform, tokenizer
+        self.seed, self.shuffled, self.length = seed, shuffled, length
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def index(self, position: int) -> int:
+        """Place in the source of sample `position`."""
+        epoch, place = divmod(position, len(self.source))
+        if not self.shuffled:
+            return place
+        if self._order is None or self._order[0] != epoch:
+            order = draw_rng(self.seed, "order", epoch).permutation(len(self.source))
+            self._order = (epoch, order)
+        return int(self._order[1][place])
+
+    def _load(self, position: int) -> tuple[RawSample | None, list[Fault]]:
+        faults: list[Fault] = []
+        for attempt in range(MAX_ATTEMPTS if self.shuffled else 1):
+            index = self.index(position)
+            if attempt:
+                index = draw_integer(self.seed, "replacement", position, 0, len(self.source) - 1, attempt)
+            try:
+                return self.source.load(index), faults
+            except BadSample as bad:
+                faults.append(bad.fault)
+        if not self.shuffled:
+            return None, faults
+        last = faults[-1]
+        raise UserError(
+            f"data: {MAX_ATTEMPTS} unusable samples in a row, the last is {last.key} ({last.kind}: {last.detail})"
+        )
+
+    def __getitem__(self, position: int) -> Sample:
+        raw, faults = self._load(position)
+        sample = Sample(position, faults=faults, attempts=len(faults) + (raw is not None))
+        if raw is None:
+            return sample
+        sample.image_CHW = self.transform(raw.image, draw_rng(self.seed, "crop", position))
+        caption = self.source.choose_caption(raw, draw_rng(self.seed, "caption", position))
+        sample.caption, sample.key, sample.label = clean_caption(caption), raw.key, raw.label
+        if sample.caption:
+            sample.token_ids = self.tokenizer.encode([sample.caption])[0]
+        return sample
+
+
+class SceneStream(SampleStream):
+    """Scenes never repeat unless their number is limited, so there is nothing to shuffle."""
+
+    def index(self, position: int) -> int:
+        return position % len(self.source)
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Samples to a batch; captions padded to the longest, rounded up to a multiple of 8."""
+
+    seed: int
+    pad_id: int
+
+    def __call__(self, samples: Sequence[Sample]) -> ImageTextBatch:
+        used = [sample for sample in samples if sample.image_CHW is not None]
+        faults = [fault for sample in samples for fault in sample.faults]
+        if not used:
+            raise UserError(
+                f"data: no sample of a validation batch can be used; first: {faults[0].key} ({faults[0].kind})"
+            )
+        text_BL, text_valid_BL = collate_captions([sample.token_ids for sample in used], self.pad_id)
+        labelled = all(sample.label is not None for sample in used)
+        return ImageTextBatch(
+            image_BCHW=torch.stack([sample.image_CHW for sample in used]),
+            text_BL=text_BL,
+            text_valid_BL=text_valid_BL,
+            position_B=torch.tensor([sample.position for sample in used]),
+            seed=self.seed,
+            keys=[sample.key for sample in used],
+            captions=[sample.caption for sample in used],
+            label_B=torch.tensor([sample.label for sample in used]) if labelled else None,
+            faults=faults,
+            attempts=sum(sample.attempts for sample in samples),
+        )
+
+
+class PositionBatches(Sampler[list[int]]):
+    """Sample numbers of this rank's batches.
+
+    Batch i of the run covers the numbers i * batch_size * world_size and on, split over ranks in order: the samples of a
+    step are the same on one device and on many.
+
+    Args:
+        batch_size: samples of a batch on one device.
+        num_batches: batches in the whole run.
+        start_batch: where a resumed run goes on.
+        num_samples: bound of the numbers (validation: the last batch may be short, or empty on a rank).
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        num_batches: int,
+        start_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_samples: int | None = None,
+    ) -> None:
+        self.batch_size, self.num_batches, self.start_batch = batch_size, num_batches, start_batch
+        self.rank, self.world_size, self.num_samples = rank, world_size, num_samples
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.start_batch, self.num_batches):
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            last = first + self.batch_size
+            if self.num_samples is not None:
+                last = min(last, self.num_samples)
+            if first < last:
+                yield list(range(first, last))

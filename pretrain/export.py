@@ -1,0 +1,134 @@
+"""Exports: a folder with the encoder in timm's own names, the decoder and the tokenizer beside it, and one call to load it.
+
+export/encoder.safetensors  encoder.json    weights; timm name, sizes, picture size and statistics
+export/objective.safetensors objective.json  decoder(s), for captions and predicted patches
+export/tokenizer/
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from timm.models import VisionTransformer
+from torch import nn
+
+from pretrain.data.tokenizers import CaptionTokenizer, load_tokenizer
+from pretrain.files import write_atomically
+from pretrain.models.attention import PrefixConfig
+from pretrain.models.decoder import DecoderConfig
+from pretrain.models.vision import EncoderConfig, build_encoder
+from pretrain.module import PretrainModule
+from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
+from pretrain.run import checkpoint_path
+from pretrain.types import ImageSpec, UserError
+
+FORMAT = 1
+
+
+@dataclass
+class Pretrained:
+    """What an export holds, in evaluation mode on the CPU.
+
+    Attributes:
+        encoder: `forward_features(image_BCHW)` gives tokens [B, N, D] under full attention.
+        image: picture size and statistics that belong to the weights.
+        objective: the decoder(s); None in an export of the encoder alone.
+        tokenizer: of the captions; None likewise.
+        info: where the weights come from (step, samples seen, validation losses).
+    """
+
+    encoder: VisionTransformer
+    image: ImageSpec
+    objective: AIMv2Objective | None
+    tokenizer: CaptionTokenizer | None
+    info: dict[str, Any]
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    write_atomically(path, save(tensors, metadata={"format": "pt"}))
+
+
+def _save_json(content: dict[str, Any], path: Path) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def export_module(
+    module: PretrainModule, folder: Path, *, image: ImageSpec, tokenizer: CaptionTokenizer, info: dict[str, Any]
+) -> Path:
+    """Write encoder, objective and tokenizer to `folder`; returns it."""
+    _save(module.encoder, folder / "encoder.safetensors")
+    encoder = {"format": FORMAT, "encoder": asdict(module.encoder_config), "image": asdict(image), "info": info}
+    _save_json(encoder, folder / "encoder.json")
+    _save(module.objective, folder / "objective.safetensors")
+    _save_json({"format": FORMAT, "objective": asdict(module.objective_config)}, folder / "objective.json")
+    tokenizer.save(folder / "tokenizer")
+    return folder
+
+
+def find_export(path: str | Path) -> Path:
+    """The export folder of `path`: an export or a run.
+
+    Raises:
+        UserError: nothing there, or a run that has not finished.
+    """
+    path = Path(path)
+    for folder in (path, path / "export"):
+        if (folder / "encoder.json").is_file():
+            return folder
+    if checkpoint_path(path).is_file():
+        raise UserError(f"{path} is a run that has not finished; finish it with --ckpt_path last")
+    raise UserError(f"{path} is neither a run nor an export (no encoder.json there or in {path / 'export'})")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} has format {content.get('format')}, this version reads {FORMAT}")
+    return content
+
+
+def _load_strictly(module: nn.Module, path: Path) -> None:
+    try:
+        module.load_state_dict(load_file(path), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{path} does not hold the weights that its json describes: {str(error).splitlines()[-1].strip()}"
+        ) from error
+
+
+def load_pretrained(path: str | Path) -> Pretrained:
+    """Load a run's export, or an export folder, in one call.
+
+    Raises:
+        UserError: nothing there, a damaged file, or weights that do not fit.
+    """
+    folder = find_export(path)
+    about = _read_json(folder / "encoder.json")
+    config = EncoderConfig(**about["encoder"])
+    encoder = build_encoder(config)
+    _load_strictly(encoder, folder / "encoder.safetensors")
+    image = ImageSpec(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in about["image"].items()}
+    )
+    objective = tokenizer = None
+    if (folder / "objective.json").is_file():
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        fields = _read_json(folder / "objective.json")["objective"]
+        fields |= {"decoder": DecoderConfig(**fields["decoder"]), "prefix": PrefixConfig(**fields["prefix"])}
+        objective = AIMv2Objective(AIMv2Config(**fields), encoder=encoder, vocab_size=tokenizer.vocab_size)
+        _load_strictly(objective, folder / "objective.safetensors")
+        objective.eval().requires_grad_(False)
+    return Pretrained(encoder.eval().requires_grad_(False), image, objective, tokenizer, about["info"])
+
+
+def load_encoder(path: str | Path) -> tuple[VisionTransformer, ImageSpec]:
+    """The encoder of a run or export, with its picture size and statistics."""
+    loaded = load_pretrained(path)
+    return loaded.encoder, loaded.image

@@ -1,0 +1,141 @@
+"""The LightningModule: an encoder, an objective, a loss that does not depend on how samples fall on devices."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from pretrain.models.attention import choose_fused_attention
+from pretrain.models.vision import EncoderConfig, build_encoder
+from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
+from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
+from pretrain.types import ImageTextBatch, LossTerm, UserError
+
+
+class PretrainModule(lightning.LightningModule):
+    """Pre-trains an encoder with an objective.
+
+    Args:
+        encoder: the encoder, by timm's name and overrides.
+        objective: the objective's options.
+        optim: optimiser and schedule.
+    """
+
+    def __init__(self, encoder: EncoderConfig, objective: AIMv2Config, optim: OptimConfig) -> None:
+        super().__init__()
+        optim.check()
+        self.encoder_config, self.objective_config, self.optim_config = encoder, objective, optim
+        self.encoder: VisionTransformer | None = None
+        self.objective: nn.Module | None = None
+        self._val_sums: dict[str, Tensor] = {}
+
+    def configure_model(self) -> None:
+        """Build encoder and objective, once the tokenizer's size is known (and inside a sharding strategy's context)."""
+        if self.encoder is None:
+            self.build(self.trainer.datamodule.tokenizer.vocab_size)
+            low_precision = "bf16" in str(self.trainer.precision)
+            device_type = self.trainer.strategy.root_device.type
+            choose_fused_attention(
+                self, device_type=device_type, dtype=torch.bfloat16 if low_precision else torch.float32
+            )
+
+    def build(self, vocab_size: int) -> None:
+        """Build the modules for a vocabulary of `vocab_size`."""
+        self.encoder = build_encoder(self.encoder_config)
+        self.objective = AIMv2Objective(self.objective_config, encoder=self.encoder, vocab_size=vocab_size)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        config, trainer = self.optim_config, self.trainer
+        warmup_steps = config.warmup_steps
+        if warmup_steps is None:
+            global_batch = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+            warmup_steps = round(config.warmup_samples / global_batch)
+        optimizer = build_optimizer(self, config)
+        factor = warmup_cosine(config, warmup_steps=warmup_steps, total_steps=trainer.max_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over all parameters, and log it.
+
+        Lightning refuses to clip under mixed precision with a fused optimiser, for the sake of fp16's loss scaler; bf16
+        has none.
+        """
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise UserError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm!r}: only 'norm' is supported")
+        max_norm = float("inf") if gradient_clip_val is None else gradient_clip_val
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm, foreach=True)
+        self.log("train/grad_norm", norm)
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return value
+        value = value.detach().clone()
+        torch.distributed.all_reduce(value)
+        return value
+
+    def loss_of(self, terms: dict[str, LossTerm]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the terms' means, and the means.
+
+        Sums and counts are added over ranks before they are divided. A rank's own loss carries the factor `world_size`
+        that the averaging of gradients takes out again. A term without targets anywhere is exactly 0.
+        """
+        means: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=self.device)
+        world_size = self.trainer.world_size
+        for name, term in terms.items():
+            count = self._sum_over_ranks(term.count.float()).clamp(min=1)
+            loss = loss + term.weight * world_size * term.total / count
+            means[name] = self._sum_over_ranks(term.total.detach()) / count
+        return loss, means
+
+    def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        terms = self.objective(self.encoder, batch)
+        loss, means = self.loss_of(terms)
+        if not torch.isfinite(loss):
+            self._stop_on_non_finite(batch, means)
+        weighted = sum(terms[name].weight * mean for name, mean in means.items())
+        self.log_dict({f"train/{name}": mean for name, mean in means.items()}, batch_size=len(batch))
+        self.log("train/loss", weighted, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def _stop_on_non_finite(self, batch: ImageTextBatch, means: dict[str, Tensor]) -> None:
+        path = Path(self.trainer.default_root_dir) / f"nonfinite_rank{self.trainer.global_rank}.json"
+        record = {
+            "step": self.trainer.global_step,
+            "terms": {name: float(mean) for name, mean in means.items()},
+            "keys": batch.keys,
+            "positions": batch.position_B.tolist(),
+            "captions": batch.captions,
+        }
+        path.write_text(json.dumps(record, indent=1))
+        terms = ", ".join(f"{name} {value:g}" for name, value in record["terms"].items())
+        raise UserError(f"the loss is not finite at step {record['step']} ({terms}); the batch's keys are in {path}")
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_sums = {}
+
+    def validation_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
+        for name, term in self.objective.validation_terms(self.encoder, batch).items():
+            both = torch.stack([term.total.double(), term.count.double()])
+            self._val_sums[name] = self._val_sums.get(name, 0) + both
+
+    def on_validation_epoch_end(self) -> None:
+        for name in self.objective.validation_names():
+            zero = torch.zeros(2, dtype=torch.double, device=self.device)
+            total, count = self._sum_over_ranks(self._val_sums.get(name, zero))
+            if count > 0:
+                self.log(f"val/{name}", (total / count).float(), prog_bar=name == "text_ce", rank_zero_only=False)
+        weights = self.objective.validation_weights()
+        metrics = self.trainer.callback_metrics
+        if all(f"val/{name}" in metrics for name in weights):
+            self.log("val/loss", sum(weight * metrics[f"val/{name}"] for name, weight in weights.items()))

@@ -1,0 +1,217 @@
+"""The command line end to end at tiny size: a run, its folder, resuming it, and every error as one line."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+
+from pretrain import cli
+from pretrain.export import load_encoder, load_pretrained
+from pretrain.types import ImageTextBatch
+
+CONFIG = {
+    "seed_everything": 3,
+    "trainer": {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 1, "enable_progress_bar": False},
+    "model": {
+        "encoder": {"name": "aimv2_nano_patch4_32", "embed_dim": 32, "depth": 2, "mlp_hidden_dim": 64},
+        "objective": {"decoder": {"embed_dim": 32, "depth": 1, "num_heads": 2}},
+        "optim": {"lr": 1e-3, "warmup_steps": 1},
+    },
+    "data": {
+        "batch_size": 4,
+        "num_workers": 0,
+        "num_val": 8,
+        "vocab_size": 300,
+        "train": {"kind": "scenes", "levels": {"one": 1.0, "word": 1.0}, "captions": {"full": 1.0}},
+    },
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny_scenes.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+@pytest.fixture
+def run(config, tmp_path):
+    """Run `fit` in this process; returns the exit status."""
+
+    def start(*args, name="a"):
+        named = ["--name", name] if name else []
+        return cli.main(["fit", "--config", str(config), "--runs", str(tmp_path / "runs"), *named, *args])
+
+    return start
+
+
+class Spy(Callback):
+    """Notes the samples trained on, and sends a signal once a step is reached."""
+
+    def __init__(self, *, kill_at=None):
+        self.positions, self.kill_at = [], kill_at
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch: ImageTextBatch, batch_idx):
+        self.positions.append(batch.position_B.tolist())
+        if trainer.global_step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    plain = cli.default_callbacks
+
+    def install(**options):
+        spy = Spy(**options)
+        monkeypatch.setattr(cli, "default_callbacks", lambda: [spy, *plain()])
+        return spy
+
+    return install
+
+
+def weights(run_folder):
+    return load_pretrained(run_folder).encoder.state_dict() | load_pretrained(run_folder).objective.state_dict()
+
+
+def test_a_run_leaves_everything_in_its_folder(run, tmp_path, capsys):
+    assert run() == 0
+    folder = tmp_path / "runs" / "a"
+    assert (tmp_path / "runs" / "latest").resolve() == folder.resolve()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["steps"], summary["samples_seen"]) == (4, 16)
+    assert set(summary["baseline"]) == {"text_ce", "image_mse_prefix25", "image_mse_prefix50", "image_mse_prefix75"}
+    assert set(summary["val"]) == {*summary["baseline"], "loss"}
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["model"]["encoder"]["depth"] == 2
+    assert (folder / "pictures" / "step_0000004.png").stat().st_size > 10_000
+    header = (folder / "metrics.csv").read_text().splitlines()[0]
+    assert {"train/loss", "val/text_ce", "imgs_per_s", "baseline/text_ce"} <= set(header.split(","))
+    assert list(folder.glob("events.out.tfevents*"))
+    printed = capsys.readouterr().out
+    assert "unigram baseline" in printed
+    assert "nothing skipped" in printed
+    encoder, image = load_encoder(folder)
+    assert image.img_size == 32
+    assert encoder.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 64, 32)
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "hyper_parameters" not in checkpoint
+
+
+@pytest.mark.parametrize("options", [[], ["--data.num_workers=2"], ["--trainer.accumulate_grad_batches=2"]])
+def test_stop_and_resume_equals_the_unbroken_run(run, spy, tmp_path, options):
+    whole = spy()
+    assert run(*options, name="whole") == 0
+    first = spy(kill_at=2)
+    assert run(*options, name="parts") == 130
+    assert not (tmp_path / "runs" / "parts" / "export").exists()
+    second = spy()
+    assert run(*options, "--ckpt_path", "last", name="parts") == 0
+    assert first.positions + second.positions == whole.positions
+    assert len(second.positions) * 2 == len(whole.positions)
+    for (name, one), two in zip(
+        weights(tmp_path / "runs/whole").items(), weights(tmp_path / "runs/parts").values(), strict=True
+    ):
+        assert torch.equal(one, two), name
+    both = [json.loads((tmp_path / "runs" / name / "summary.json").read_text()) for name in ("whole", "parts")]
+    assert both[0]["val"] == both[1]["val"]
+
+
+def test_workers_and_micro_batches_draw_the_same_samples(run, spy):
+    seen = []
+    for name, options in {
+        "0": [],
+        "2": ["--data.num_workers=2"],
+        "m": ["--data.batch_size=2", "--trainer.accumulate_grad_batches=2"],
+    }.items():
+        watched = spy()
+        assert run(*options, name=name) == 0
+        seen.append([position for positions in watched.positions for position in positions])
+    assert seen[0] == seen[1] == seen[2] == list(range(16))
+
+
+def test_override_reaches_the_model(run, tmp_path):
+    assert run("--model.encoder.depth=3", "--model.objective.decoder.depth=2", "--trainer.max_steps=2") == 0
+    loaded = load_pretrained(tmp_path / "runs" / "a")
+    assert len(loaded.encoder.blocks) == 3
+    assert len(loaded.objective.decoder.blocks) == 2
+
+
+def test_budget_in_samples(run, tmp_path):
+    assert run("--trainer.max_steps=-1", "--max_samples=13") == 0
+    assert json.loads((tmp_path / "runs/a/summary.json").read_text())["samples_seen"] == 12
+
+
+def test_bf16(run, tmp_path):
+    assert run("--trainer.precision=bf16-mixed") == 0
+    summary = json.loads((tmp_path / "runs/a/summary.json").read_text())
+    assert all(torch.isfinite(torch.tensor(value)) for value in summary["val"].values())
+
+
+def test_unnamed_runs_do_not_collide_with_named_ones(run, tmp_path):
+    assert run("--trainer.max_steps=2", name=None) == 0
+    names = [path.name for path in (tmp_path / "runs").iterdir() if not path.is_symlink()]
+    assert len(names) == 1
+    assert names[0].startswith("tiny_scenes-20")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--model.encoder.dept=3"], ["model.encoder.dept"]),
+        (["--data.train.levls={}"], ["data.train.levls"]),
+        (["--model.optim.lr=fast"], ["model.optim.lr", "fast"]),
+        (["--model.encoder.name=aimv2_nano"], ["aimv2_nano_patch4_32"]),
+        (["--max_samples=100"], ["trainer.max_steps", "max_samples", "exactly one"]),
+        (["--trainer.max_steps=-1"], ["trainer.max_steps", "max_samples", "exactly one"]),
+        (["--model.optim.warmup_steps=9"], ["warm-up of 9 steps", "4 steps"]),
+        (["--model.optim.warmup_samples=9"], ["warmup_steps", "warmup_samples"]),
+        (["--ckpt_path", "last"], ["there is no checkpoint"]),
+        (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
+        (["--name", "x/y"], ["x/y", "plain folder name"]),
+        (["--data.train.levels={one: 1, huge: 2}"], ["huge", "one"]),
+        (["--data.train.captions={long: 1}"], ["long", "full"]),
+        (["--data.train.path=somewhere"], ["data.train.path", "kind=scenes"]),
+        (["--data.batch_size=0"], ["data.batch_size=0"]),
+        (["--data.train.kind=shards", "--data.train.levels=null", "--data.train.captions=null"], ["data.val"]),
+        (["--model.objective.prefix.kind=bidirectional"], ["objective.image_weight=0"]),
+        (["--config", "missing.yaml"], ["missing.yaml"]),
+    ],
+)  # fmt: skip
+def test_user_errors_are_one_short_line(run, capsys, args, words):
+    assert run(*args) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert len(error) < 500
+    for word in words:
+        assert word in error
+
+
+def test_a_second_run_of_the_same_name_is_refused(run, capsys):
+    assert run() == 0
+    assert run() == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_batch(run, monkeypatch, tmp_path, capsys):
+    from pretrain.objectives import aimv2
+
+    real = aimv2.pixel_loss_sum
+    calls = []
+
+    def poisoned(prediction, target):
+        calls.append(1)
+        return real(prediction, target) * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(aimv2, "pixel_loss_sum", poisoned)
+    assert run() == 2
+    assert "not finite at step 1" in capsys.readouterr().err
+    record = json.loads((tmp_path / "runs/a/nonfinite_rank0.json").read_text())
+    assert record["positions"] == [4, 5, 6, 7]
+    assert len(record["keys"]) == 4
+    assert record["terms"]["text_ce"] > 0
+    assert not (tmp_path / "runs" / "latest").exists()
