@@ -6,9 +6,11 @@ STAMP   := $(VENV)/.installed
 CONFIG  ?= configs/pretrain/aimv2_nano_scenes.yaml
 ARGS    ?=
 SEEDS   ?= 3
+NAME    ?= seeds
+RUNS    ?= runs/latest
 
 .DEFAULT_GOAL := help
-.PHONY: help env pretrain report-pretrain bench test lint format clean
+.PHONY: help env pretrain seeds eval-scenes bench test lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +25,19 @@ $(STAMP): pyproject.toml constraints.txt
 
 pretrain: $(STAMP) ## pre-train an encoder [CONFIG=configs/pretrain/NAME.yaml] [ARGS="--trainer.max_steps=100"]
 	$(PY) -m pretrain fit --config $(CONFIG) $(ARGS)
+
+seeds: $(STAMP) ## the default run SEEDS times, 10 minutes each, then the scenes table and the curves [NAME=seeds] [SEEDS=3]
+	@echo "$(SEEDS) runs of about 10 minutes on 2 cores; finished ones are kept, an interrupted one goes on"
+	for seed in $$(seq 0 $$(($(SEEDS) - 1))); do run=runs/$(NAME)-$$seed; \
+	  if [ ! -f $$run/summary.json ]; then \
+	    if [ -f $$run/checkpoints/last.ckpt ]; then resume="--ckpt_path last"; else resume=; fi; \
+	    $(PY) -m pretrain fit --config $(CONFIG) --name $(NAME)-$$seed --seed_everything $$seed $$resume $(ARGS) || exit 1; \
+	  fi; done
+	$(PY) -m evals.scenes $$(seq -f 'runs/$(NAME)-%g' 0 $$(($(SEEDS) - 1))) --out benchmarks/results/scenes.json
+	$(PY) -m benchmarks.curves $$(seq -f 'runs/$(NAME)-%g' 0 $$(($(SEEDS) - 1))) --out benchmarks/results/scenes_curves.png
+
+eval-scenes: $(STAMP) ## probe an encoder and check its captions on scenes [RUNS="runs/a runs/b"]
+	$(PY) -m evals.scenes $(RUNS)
 
 test: $(STAMP) ## run the tests [ARGS="-k name"]
 	$(PY) -m pytest $(ARGS)

@@ -203,7 +203,9 @@ def measure_vocabulary_loss(precision: str, *, rounds: int) -> dict[str, Any]:
     ways = {
         "ours": lambda: vocabulary_loss_sum(hidden_MD, weight_VD, target_M),
         "plain": lambda: dense_vocabulary_loss_sum(hidden_MD, weight_VD, target_M),
-        "torch, in blocks": lambda: F.linear_cross_entropy(hidden_MD, weight_VD, target_M, reduction="sum", options=options),
+        "torch, in blocks": lambda: F.linear_cross_entropy(
+            hidden_MD, weight_VD, target_M, reduction="sum", options=options
+        ),
     }
     result: dict[str, Any] = {"precision": precision, "rows": count, "vocab_size": size.vocab_size}
     for name, loss in ways.items():
@@ -232,7 +234,17 @@ def peak_mib(function: Callable[[], Any]) -> float:
 def show(rows: Sequence[dict[str, Any]], losses: Sequence[dict[str, Any]]) -> None:
     console = Console(width=130 if not sys.stdout.isatty() else None)
     table = Table(title=f"Training step, batch 16, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for column in ("size", "precision", "step ms (median)", "images/s", "GFLOP", "best product GFLOP/s", "share", "dense ms", "x dense"):
+    for column in (
+        "size",
+        "precision",
+        "step ms (median)",
+        "images/s",
+        "GFLOP",
+        "best product GFLOP/s",
+        "share",
+        "dense ms",
+        "x dense",
+    ):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -249,17 +261,23 @@ def show(rows: Sequence[dict[str, Any]], losses: Sequence[dict[str, Any]]) -> No
     console.print(table)
     if losses:
         first = losses[0]
-        table = Table(title=f"Vocabulary loss alone, {first['rows']} valid tokens x {first['vocab_size']:,} words, forward and backward")
+        table = Table(
+            title=f"Vocabulary loss alone, {first['rows']} valid tokens x {first['vocab_size']:,} words, forward and backward"
+        )
         for column in ("precision", "ours: ms, peak MiB", "plain: ms, peak MiB", "torch, in blocks: ms, peak MiB"):
             table.add_column(column, justify="right")
         for row in losses:
-            cells = (f"{row[name]['ms']:.0f}, {row[name]['peak_mib']:.0f}" for name in ("ours", "plain", "torch, in blocks"))
+            cells = (
+                f"{row[name]['ms']:.0f}, {row[name]['peak_mib']:.0f}" for name in ("ours", "plain", "torch, in blocks")
+            )
             table.add_row(row["precision"], *cells)
         console.print(table)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=5, help="times that each thing is timed in turn")

@@ -30,7 +30,8 @@ from sklearn.preprocessing import StandardScaler
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from pretrain.data.scenes import COLORS, LEVELS, SHAPES, Scene, draw_scene, render
+from pretrain.data.scene_render import render
+from pretrain.data.scenes import COLORS, LEVELS, SHAPES, Scene, draw_scene
 from pretrain.export import Pretrained, find_export, load_pretrained
 from pretrain.files import write_atomically
 from pretrain.models.vision import EncoderConfig, build_encoder

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pretrain.callbacks.baselines import Baselines
 from pretrain.callbacks.checkpoint import AtomicCheckpointIO, RunInterrupted, StopOnSignal
@@ -18,7 +19,7 @@ from pretrain.callbacks.summary import RunSummary, find_callback
 from pretrain.callbacks.throughput import Throughput
 from pretrain.data.datamodule import ImageTextData
 from pretrain.module import PretrainModule
-from pretrain.run import default_name, resolve_checkpoint
+from pretrain.run import default_name, keep_metrics, resolve_checkpoint
 from pretrain.types import ImageSpec, UserError
 
 
@@ -27,10 +28,13 @@ def image_spec(module: PretrainModule) -> ImageSpec:
     return module.encoder_config.image_spec()
 
 
+#: fp16 is left out: its loss scaler and a fused optimiser with clipping do not go together
+PRECISIONS = ("None", "32", "32-true", "bf16-mixed")
 #: Lightning's warnings about what is so on purpose
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",
-    ".*is not empty.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Experiment logs directory .*",  # keep_metrics has moved what would be lost
     ".*isinstance.treespec.*",
     ".*args parameter is intended.*",
     ".*smaller than the logging interval.*",
@@ -74,11 +78,19 @@ class PretrainCLI(LightningCLI):
                 f"budget: give exactly one of trainer.max_steps (is {steps}) and max_samples (is {config.max_samples}); "
                 "--trainer.max_steps=-1 or --max_samples=null unsets one"
             )
+        if str(config.trainer.precision) not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision={config.trainer.precision} is not supported: give one of {', '.join(PRECISIONS)}"
+            )
         if config.name is None:
             config.name = default_name([Path(str(path)) for path in config.config or []])
         if not config.name or Path(config.name).name != config.name or config.name == "latest":
             raise UserError(f"--name {config.name!r} must be a plain folder name other than 'latest'")
         run = Path(config.runs) / config.name
+        if (run.parent / "latest").exists() and not (run.parent / "latest").is_symlink():
+            raise UserError(
+                f"{run.parent / 'latest'} is not a link; move it away, the last successful run is linked there"
+            )
         config.ckpt_path = resolve_checkpoint(run, config.ckpt_path)
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = str(run / "checkpoints")
@@ -86,9 +98,9 @@ class PretrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         run = Path(self.config[self.subcommand].trainer.default_root_dir)
         run.mkdir(parents=True, exist_ok=True)
+        keep_metrics(run)
         loggers = [TensorBoardLogger(run, name="", version=""), CSVLogger(run, name="", version="")]
-        trainer = super().instantiate_trainer(logger=loggers, plugins=[AtomicCheckpointIO()], **kwargs)
-        return trainer
+        return super().instantiate_trainer(logger=loggers, plugins=[AtomicCheckpointIO()], **kwargs)
 
     def before_fit(self) -> None:
         config, trainer = self.config[self.subcommand], self.trainer
@@ -105,7 +117,7 @@ class PretrainCLI(LightningCLI):
 
 def default_callbacks() -> list[Any]:
     # StopOnSignal is last but for ModelCheckpoint, which Lightning moves to the end
-    return [Throughput(), Baselines(), RunSummary(), StopOnSignal()]
+    return [Baselines(), Throughput(), RunSummary(), StopOnSignal()]
 
 
 def build_cli(args: list[str] | None = None) -> PretrainCLI:
@@ -123,7 +135,7 @@ def build_cli(args: list[str] | None = None) -> PretrainCLI:
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
             "callbacks": default_callbacks(),
-            "max_epochs": 1,
+            "max_epochs": -1,  # the budget is in steps; a finished run goes on under a longer one
             "check_val_every_n_epoch": None,  # val_check_interval counts batches, and may be longer than the run
             "gradient_clip_val": 1.0,
             "use_distributed_sampler": False,
@@ -146,7 +158,7 @@ def user_message(error: BaseException | None) -> str | None:
         if isinstance(error, UserError):
             # a loader's worker puts its traceback in front of the message
             return str(error).strip().splitlines()[-1].removeprefix("pretrain.types.UserError: ")
-        if isinstance(error, ArgumentError):
+        if isinstance(error, ArgumentError | MisconfigurationException):
             return shorten(str(error))
         error = error.__cause__
     return None

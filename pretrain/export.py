@@ -111,7 +111,10 @@ def load_pretrained(path: str | Path) -> Pretrained:
     """
     folder = find_export(path)
     about = _read_json(folder / "encoder.json")
-    config = EncoderConfig(**about["encoder"])
+    try:
+        config = EncoderConfig(**about["encoder"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'encoder.json'} is not this version's: {error}") from error
     encoder = build_encoder(config)
     _load_strictly(encoder, folder / "encoder.safetensors")
     image = ImageSpec(

@@ -10,7 +10,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from pretrain.models.attention import choose_fused_attention
-from pretrain.models.vision import EncoderConfig, build_encoder
+from pretrain.models.vision import EncoderConfig, build_encoder, refuse_leaks
 from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
 from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
 from pretrain.types import ImageTextBatch, LossTerm, UserError
@@ -32,6 +32,7 @@ class PretrainModule(lightning.LightningModule):
         self.encoder: VisionTransformer | None = None
         self.objective: nn.Module | None = None
         self._val_sums: dict[str, Tensor] = {}
+        self._last: tuple[ImageTextBatch, dict[str, Tensor]] | None = None
 
     def configure_model(self) -> None:
         """Build encoder and objective, once the tokenizer's size is known (and inside a sharding strategy's context)."""
@@ -46,6 +47,8 @@ class PretrainModule(lightning.LightningModule):
     def build(self, vocab_size: int) -> None:
         """Build the modules for a vocabulary of `vocab_size`."""
         self.encoder = build_encoder(self.encoder_config)
+        if not self.encoder_config.name.startswith("aimv2_"):
+            refuse_leaks(self.encoder, self.encoder_config)
         self.objective = AIMv2Objective(self.objective_config, encoder=self.encoder, vocab_size=vocab_size)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -74,6 +77,8 @@ class PretrainModule(lightning.LightningModule):
             raise UserError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm!r}: only 'norm' is supported")
         max_norm = float("inf") if gradient_clip_val is None else gradient_clip_val
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm, foreach=True)
+        if not torch.isfinite(norm):
+            self._stop_on_non_finite("gradient")
         self.log("train/grad_norm", norm)
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
@@ -101,14 +106,16 @@ class PretrainModule(lightning.LightningModule):
     def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         terms = self.objective(self.encoder, batch)
         loss, means = self.loss_of(terms)
-        if not torch.isfinite(loss):
-            self._stop_on_non_finite(batch, means)
         weighted = sum(terms[name].weight * mean for name, mean in means.items())
+        self._last = (batch, means)
+        if not torch.isfinite(weighted):  # summed over ranks: all of them stop
+            self._stop_on_non_finite("loss")
         self.log_dict({f"train/{name}": mean for name, mean in means.items()}, batch_size=len(batch))
         self.log("train/loss", weighted, prog_bar=True, batch_size=len(batch))
         return loss
 
-    def _stop_on_non_finite(self, batch: ImageTextBatch, means: dict[str, Tensor]) -> None:
+    def _stop_on_non_finite(self, what: str) -> None:
+        batch, means = self._last
         path = Path(self.trainer.default_root_dir) / f"nonfinite_rank{self.trainer.global_rank}.json"
         record = {
             "step": self.trainer.global_step,
@@ -119,12 +126,14 @@ class PretrainModule(lightning.LightningModule):
         }
         path.write_text(json.dumps(record, indent=1))
         terms = ", ".join(f"{name} {value:g}" for name, value in record["terms"].items())
-        raise UserError(f"the loss is not finite at step {record['step']} ({terms}); the batch's keys are in {path}")
+        raise UserError(f"the {what} is not finite at step {record['step']} ({terms}); the batch's keys are in {path}")
 
     def on_validation_epoch_start(self) -> None:
         self._val_sums = {}
 
     def validation_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
+        if not len(batch):  # all its samples were unusable
+            return
         for name, term in self.objective.validation_terms(self.encoder, batch).items():
             both = torch.stack([term.total.double(), term.count.double()])
             self._val_sums[name] = self._val_sums.get(name, 0) + both
@@ -135,7 +144,9 @@ class PretrainModule(lightning.LightningModule):
             total, count = self._sum_over_ranks(self._val_sums.get(name, zero))
             if count > 0:
                 self.log(f"val/{name}", (total / count).float(), prog_bar=name == "text_ce", rank_zero_only=False)
-        weights = self.objective.validation_weights()
         metrics = self.trainer.callback_metrics
-        if all(f"val/{name}" in metrics for name in weights):
+        weights = {
+            name: weight for name, weight in self.objective.validation_weights().items() if f"val/{name}" in metrics
+        }
+        if weights:  # a term without targets counts 0
             self.log("val/loss", sum(weight * metrics[f"val/{name}"] for name, weight in weights.items()))

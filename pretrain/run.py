@@ -39,6 +39,16 @@ def resolve_checkpoint(run: Path, ckpt_path: str | None) -> str | None:
     return ckpt_path
 
 
+def keep_metrics(run: Path) -> None:
+    """Move an earlier attempt's metrics.csv to metrics_1.csv and so on: the logger would delete it."""
+    current = run / "metrics.csv"
+    if current.exists():
+        number = 1
+        while (run / f"metrics_{number}.csv").exists():
+            number += 1
+        current.rename(run / f"metrics_{number}.csv")
+
+
 def point_latest(run: Path) -> Path:
     """Let runs/latest point to `run`, in one step; returns the link."""
     link = run.parent / "latest"

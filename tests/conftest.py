@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.models.attention import choose_fused_attention
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.vision import EncoderConfig, build_encoder
 from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
@@ -23,15 +24,24 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(params=["fused", "unfused"])
+def attention_path(request):
+    """Both paths that attention can take: SDPA, and the plain products that bf16 on a CPU runs on."""
+    return torch.float32 if request.param == "fused" else torch.bfloat16
+
+
 @pytest.fixture
 def tiny():
     """Encoder (16 patches, 4 heads) and objective with random weights; options go to AIMv2Config."""
 
-    def build(encoder: EncoderConfig = TINY_ENCODER, **options):
+    def build(encoder: EncoderConfig = TINY_ENCODER, path: torch.dtype = torch.float32, **options):
         torch.manual_seed(0)
         built = build_encoder(encoder)
         options.setdefault("decoder", TINY_DECODER)
-        return built, AIMv2Objective(AIMv2Config(**options), encoder=built, vocab_size=VOCAB_SIZE)
+        objective = AIMv2Objective(AIMv2Config(**options), encoder=built, vocab_size=VOCAB_SIZE)
+        for module in (built, objective):
+            choose_fused_attention(module, device_type="cpu", dtype=path)
+        return built, objective
 
     return build
 

@@ -3,7 +3,7 @@
 Shape letters: N patches, P patch pixels, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning
@@ -49,26 +49,36 @@ class Baselines(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero or self.values:
             return
-        data = trainer.datamodule
-        train, val = self._batch(data, data.train_stream, self.num_samples), self._batch(data, data.val_stream, None)
-        objective = pl_module.objective
+        data, objective = trainer.datamodule, pl_module.objective
+        train = list(self._batches(data, data.train_stream, self.num_samples))
         if getattr(objective, "predicts_text", False):
             log_probability_V = unigram_log_probability(_captions(train), vocab_size=data.tokenizer.vocab_size)
-            value = unigram_ce(log_probability_V, _captions(val))
+            value = unigram_ce(log_probability_V, _captions(self._batches(data, data.val_stream, None)))
             if value is not None:
                 self.values["text_ce"] = value
         if getattr(objective, "predicts_pixels", False):
-            patches = [normalise_patches(patchify(b.image_BCHW, patch_size=objective.patch_size)) for b in (train, val)]
-            mean_P = patches[0].flatten(0, 1).mean(0)
-            for name, prefix_len in objective.val_prefixes().items():
-                self.values[name] = mean_patch_mse(mean_P, patches[1], prefix_len=prefix_len)
+            patches = (normalise_patches(patchify(b.image_BCHW, patch_size=objective.patch_size)) for b in train)
+            mean_P = torch.stack([part.flatten(0, 1).sum(0) for part in patches]).sum(0)
+            mean_P /= sum(map(len, train)) * objective.num_patches
+            sums = dict.fromkeys(objective.val_prefixes(), 0.0)
+            count = 0
+            for batch in self._batches(data, data.val_stream, None):
+                patch_BNP = normalise_patches(patchify(batch.image_BCHW, patch_size=objective.patch_size))
+                count += len(batch)
+                for name, prefix_len in objective.val_prefixes().items():
+                    sums[name] += len(batch) * mean_patch_mse(mean_P, patch_BNP, prefix_len=prefix_len)
+            self.values |= {name: total / count for name, total in sums.items() if count}
         for logger in trainer.loggers:
             logger.log_metrics({f"baseline/{name}": value for name, value in self.values.items()}, step=0)
 
     @staticmethod
-    def _batch(data: Any, stream: SampleStream, limit: int | None) -> ImageTextBatch:
-        samples = [stream[position] for position in range(min(limit or len(stream), len(stream)))]
-        return data.normalise(Collate(stream.seed, data.tokenizer.pad_id)(samples))
+    def _batches(data: Any, stream: SampleStream, limit: int | None) -> Iterator[ImageTextBatch]:
+        collate = Collate(stream.seed, data.tokenizer.pad_id)
+        total = min(limit or len(stream), len(stream))
+        for start in range(0, total, 64):
+            batch = collate([stream[position] for position in range(start, min(start + 64, total))])
+            if len(batch):
+                yield data.normalise(batch)
 
     def state_dict(self) -> dict[str, Any]:
         return {"values": self.values}
@@ -77,5 +87,7 @@ class Baselines(Callback):
         self.values = state_dict["values"]
 
 
-def _captions(batch: ImageTextBatch) -> list[list[int]]:
-    return [ids[valid].tolist() for ids, valid in zip(batch.text_BL, batch.text_valid_BL, strict=True)]
+def _captions(batches: Iterable[ImageTextBatch]) -> list[list[int]]:
+    return [
+        ids[valid].tolist() for batch in batches for ids, valid in zip(batch.text_BL, batch.text_valid_BL, strict=True)
+    ]

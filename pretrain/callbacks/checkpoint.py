@@ -54,9 +54,13 @@ class StopOnSignal(Callback):
             raise KeyboardInterrupt
         self._signal = signal.Signals(number)
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # not in on_fit_start: Lightning would wrap the handlers then, and call collectives from inside a signal
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
+        for callback in trainer.checkpoint_callbacks:
+            # not kept in its state: after a resume it would save again in the middle of an accumulation
+            callback._last_global_step_saved = trainer.global_step
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

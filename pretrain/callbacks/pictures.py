@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from pretrain.callbacks.throughput import restart_clock
 from pretrain.data.stream import Collate
 from pretrain.objectives.aimv2 import AIMv2Objective
 from pretrain.objectives.losses import patch_statistics, patchify, unpatchify
-from pretrain.types import ImageSpec, ImageTextBatch
+from pretrain.types import ImageSpec, ImageTextBatch, UserError
 
 matplotlib.use("Agg")  # no screen is needed
 from matplotlib import pyplot as plt
@@ -58,6 +59,10 @@ class Pictures(Callback):
     """
 
     def __init__(self, every_n_steps: int = 1000, num_images: int = 6, prefix_share: float = 0.5) -> None:
+        if num_images < 1 or not 0 < prefix_share < 1:
+            raise UserError(
+                f"pictures: num_images={num_images} must be at least 1, prefix_share={prefix_share} between 0 and 1"
+            )
         self.every_n_steps, self.num_images, self.prefix_share = every_n_steps, num_images, prefix_share
         self._drawn_at = -1
 
@@ -65,6 +70,7 @@ class Pictures(Callback):
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step not in (0, self._drawn_at):
             self.draw(trainer, pl_module)
+            restart_clock(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.global_step != self._drawn_at:
@@ -84,6 +90,8 @@ class Pictures(Callback):
             return
         objective, encoder, data = pl_module.objective, pl_module.encoder, trainer.datamodule
         batch = self._batch(trainer, pl_module.device)
+        if not len(batch):  # the first held-out pictures are all unusable; validation counts them
+            return
         was_training = pl_module.training
         pl_module.eval()
         with trainer.precision_plugin.forward_context():

@@ -30,11 +30,10 @@ class RunSummary(Callback):
     """Exports the model, points runs/latest to the run, writes summary.json and prints it."""
 
     def __init__(self) -> None:
-        self._started = 0.0
+        self._started = time.perf_counter()
         self._validated_at = -1
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._started = time.perf_counter()
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         data, step = trainer.datamodule, trainer.global_step

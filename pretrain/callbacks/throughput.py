@@ -1,4 +1,4 @@
-"""Images per second, over the steps themselves: validation, pictures and checkpoints are not counted."""
+"""Images per second while training: waiting for data and saving count, validation and pictures do not."""
 
 import time
 from collections import deque
@@ -49,8 +49,15 @@ class RateMeter:
         return self.total_imgs / self.total_s if self.total_s else 0.0
 
 
+def restart_clock(trainer: lightning.Trainer) -> None:
+    """What was done since the last step does not count."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Throughput):
+            callback.meter.start()
+
+
 class Throughput(Callback):
-    """Logs `imgs_per_s` of all devices together; waiting for data counts, validation does not."""
+    """Logs `imgs_per_s` of all devices together."""
 
     def __init__(self) -> None:
         self.meter = RateMeter()

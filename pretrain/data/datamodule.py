@@ -1,5 +1,7 @@
 """The DataModule: a source becomes batches for training and validation."""
 
+import hashlib
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +162,7 @@ class ImageTextData(lightning.LightningDataModule):
         self.fault_log = FaultLog(bound=max_fault_share)
         self.tokenizer: CaptionTokenizer | None = None
         self._train_source: Source | None = None
+        self._val_faults: set[str] = set()
         self.train_stream: SampleStream | None = None
         self.val_stream: SampleStream | None = None
 
@@ -176,9 +179,15 @@ class ImageTextData(lightning.LightningDataModule):
         return Path(self.trainer.default_root_dir) / "tokenizer"
 
     def prepare_data(self) -> None:
-        """Build the tokenizer once and keep it with the run; a resumed run finds it there."""
-        if not self.tokenizer_folder.exists():
-            self._build_tokenizer().save(self.tokenizer_folder)
+        """Build the tokenizer and keep it with the run; a resumed run finds it there."""
+        folder = self.tokenizer_folder
+        if self.trainer.ckpt_path is not None and folder.exists():
+            return
+        beside = folder.with_name(".tokenizer.tmp")
+        for old in (beside, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        self._build_tokenizer().save(beside)
+        beside.rename(folder)
 
     def _build_tokenizer(self) -> CaptionTokenizer:
         def captions() -> Iterable[str]:
@@ -262,14 +271,32 @@ class ImageTextData(lightning.LightningDataModule):
         return batch
 
     def on_before_batch_transfer(self, batch: ImageTextBatch, dataloader_idx: int) -> ImageTextBatch:
-        self.fault_log.record(batch.attempts, batch.faults)
+        if self.trainer.training:
+            self.fault_log.record(batch.attempts, batch.faults)
+        else:  # validation comes again and again: each of its faults counts once, and none in the window
+            new = [fault for fault in batch.faults if fault.key not in self._val_faults]
+            self._val_faults |= {fault.key for fault in new}
+            self.fault_log.record(0, new)
         return batch
 
     def on_after_batch_transfer(self, batch: ImageTextBatch, dataloader_idx: int) -> ImageTextBatch:
         return self.normalise(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"faults": self.fault_log.state_dict()}
+        return {"faults": self.fault_log.state_dict(), "run": self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share: another tokenizer, seed or batch would give the steps other samples."""
+        files = sorted(path for path in self.tokenizer_folder.rglob("*") if path.is_file())
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+        trainer = self.trainer
+        global_batch = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        return {"seed": self.seed, "batch size over devices and accumulation": global_batch, "tokenizer": digest[:16]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in self._identity().items():
+            if (was := state_dict["run"][name]) != value:
+                raise UserError(
+                    f"--ckpt_path: the checkpoint's {name} is {was}, this run's is {value}; they must be the same"
+                )
         self.fault_log.load_state_dict(state_dict["faults"])

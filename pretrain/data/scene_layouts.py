@@ -16,8 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
+from pretrain.data.scene_render import boxes_xywh, masks, render
 from pretrain.data.scene_text import captions, questions, referring_expressions
-from pretrain.data.scenes import SHAPES, SPLITS, Scene, boxes_xywh, draw_scene, masks, render
+from pretrain.data.scenes import SHAPES, SPLITS, Scene, draw_scene
 from pretrain.rng import draw_rng
 from pretrain.types import UserError
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pretrain.data.scene_render import render
 from pretrain.data.scene_text import caption
-from pretrain.data.scenes import Scene, draw_scene, render
+from pretrain.data.scenes import Scene, draw_scene
 from pretrain.data.sources import RawSample, Source
 from pretrain.rng import draw_rng
 
@@ -62,5 +63,6 @@ class SceneSource(Source):
         return caption(sample.scene, self.styles, rng)
 
     def iter_captions(self, limit: int | None = None) -> Iterator[str]:
-        for index in range(min(self.num_scenes, limit or self.num_scenes)):
+        # a few thousand scenes hold every word that there is
+        for index in range(min(self.num_scenes, limit or self.num_scenes, 5_000)):
             yield caption(self.scene(index), self.styles, draw_rng(self.seed, "tokenizer", index))

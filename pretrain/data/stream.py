@@ -126,17 +126,14 @@ class Collate:
     def __call__(self, samples: Sequence[Sample]) -> ImageTextBatch:
         used = [sample for sample in samples if sample.image_CHW is not None]
         faults = [fault for sample in samples for fault in sample.faults]
-        if not used:
-            raise UserError(
-                f"data: no sample of a validation batch can be used; first: {faults[0].key} ({faults[0].kind})"
-            )
         text_BL, text_valid_BL = collate_captions([sample.token_ids for sample in used], self.pad_id)
-        labelled = all(sample.label is not None for sample in used)
+        labelled = bool(used) and all(sample.label is not None for sample in used)
         return ImageTextBatch(
-            image_BCHW=torch.stack([sample.image_CHW for sample in used]),
+            # a validation batch may be empty: its faults still have to be counted
+            image_BCHW=torch.stack([sample.image_CHW for sample in used]) if used else torch.zeros(0, 3, 1, 1),
             text_BL=text_BL,
             text_valid_BL=text_valid_BL,
-            position_B=torch.tensor([sample.position for sample in used]),
+            position_B=torch.tensor([sample.position for sample in used], dtype=torch.long),
             seed=self.seed,
             keys=[sample.key for sample in used],
             captions=[sample.caption for sample in used],

@@ -37,6 +37,10 @@ class PrefixConfig:
         Raises:
             UserError: a field is missing, is given for a kind that has no use for it, or lies outside 1..N-1.
         """
+        if num_patches < 2:
+            raise UserError(
+                f"a picture of {num_patches} patch has none to predict: make img_size larger or patch_size smaller"
+            )
         needed = {"fixed": ("length",), "range": ("low", "high")}.get(self.kind, ())
         for name in ("length", "low", "high"):
             value = getattr(self, name)

@@ -158,6 +158,8 @@ def build_encoder(config: EncoderConfig) -> VisionTransformer:
     for field in ("patch_size", "embed_dim", "depth", "num_heads"):
         if (value := getattr(config, field)) is not None:
             args[field] = value
+        if value is not None and value < 1:
+            raise UserError(f"encoder.{field}={value} must be at least 1")
     args["img_size"] = config.image_spec().img_size
     patch_size = config.patch_size or plain.patch_embed.patch_size[0]
     embed_dim = config.embed_dim or plain.embed_dim
@@ -210,11 +212,19 @@ def num_patches(encoder: VisionTransformer) -> int:
     return encoder.patch_embed.num_patches
 
 
+def refuse_leaks(encoder: VisionTransformer, config: EncoderConfig) -> None:
+    """Try an encoder that this suite has not met; UserError where prefix attention does not hold its patches apart."""
+    if leaks(encoder, img_size=config.image_spec().img_size, prefix_len=max(1, num_patches(encoder) // 2)):
+        raise UserError(
+            f"encoder.name={config.name!r} lets patches be seen around its attention mask; it cannot be pre-trained"
+        )
+
+
 @torch.no_grad()
 def leaks(encoder: VisionTransformer, *, img_size: int, prefix_len: int) -> bool:
     """Whether changing the first patch behind the prefix changes the output of any patch before it.
 
-    One forward pass of two pictures on the encoder's device; used when a user names a model we have not met.
+    One forward pass of two pictures on the encoder's device.
     """
     total = num_patches(encoder)
     side, patch = img_size // encoder.patch_embed.patch_size[1], encoder.patch_embed.patch_size[0]

@@ -47,9 +47,6 @@ class AIMv2Objective(nn.Module):
         UserError: no loss left, a negative weight, or pixels to predict under bidirectional attention.
     """
 
-    #: micro-batches may be averaged (contrastive objectives may not)
-    allows_accumulation = True
-
     def __init__(self, config: AIMv2Config, *, encoder: VisionTransformer, vocab_size: int) -> None:
         super().__init__()
         self.config = config

@@ -50,9 +50,9 @@ def test_leak_probe_tells_a_leaking_encoder():
     assert leaks(encoder, img_size=32, prefix_len=20)
 
 
-def test_predictions_do_not_see_their_targets(tiny, make_batch):
+def test_predictions_do_not_see_their_targets(tiny, make_batch, attention_path):
     """Reference, section 2: for k > M, changing patch k leaves the predictions for targets <= k bit-identical."""
-    encoder, objective = tiny()
+    encoder, objective = tiny(path=attention_path)
     image, prefix = make_batch().image_BCHW, 5
     before = objective.predict_patches(encoder, image, prefix_len=prefix)  # row j predicts patch j + 1
     for patch in range(prefix, 16):

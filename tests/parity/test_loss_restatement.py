@@ -96,8 +96,8 @@ def restated_loss(encoder, objective, batch, prefixes, *, image_weight=0.4, sepa
         (77, 1, 0),  # longest, shortest and missing captions
     ],
 )
-def test_loss_and_gradients(tiny, make_batch, lengths, separate):
-    encoder, objective = tiny(separate_decoders=separate)
+def test_loss_and_gradients(tiny, make_batch, attention_path, lengths, separate):
+    encoder, objective = tiny(path=attention_path, separate_decoders=separate)
     for parameter in [*encoder.parameters(), *objective.parameters()]:
         torch.nn.init.normal_(parameter, std=0.2)  # larger than the initial ones, so that mistakes show
     batch = make_batch(lengths)

@@ -3,16 +3,22 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 
 from pretrain import cli
 from pretrain.export import load_encoder, load_pretrained
 from pretrain.types import ImageTextBatch
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 CONFIG = {
     "seed_everything": 3,
     "trainer": {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 1, "enable_progress_bar": False},
@@ -215,3 +221,128 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_batch(run, monkeypatch, t
     assert len(record["keys"]) == 4
     assert record["terms"]["text_ce"] > 0
     assert not (tmp_path / "runs" / "latest").exists()
+
+
+def test_a_finished_run_goes_on_under_a_longer_budget_and_keeps_its_curves(run, spy, tmp_path):
+    assert run() == 0
+    later = spy()
+    assert run("--ckpt_path", "last", "--trainer.max_steps=6") == 0
+    assert later.positions == [[16, 17, 18, 19], [20, 21, 22, 23]]
+    folder = tmp_path / "runs" / "a"
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+    assert "train/loss" in (folder / "metrics_1.csv").read_text()
+    assert "train/loss" in (folder / "metrics.csv").read_text()
+
+
+def test_two_interruptions_between_micro_batches_change_nothing(run, spy, tmp_path):
+    """An interval checkpoint must not fall between the micro-batches of a step."""
+    options = ["--trainer.accumulate_grad_batches=2", "--checkpoint.every_n_train_steps=1"]
+    spy()
+    assert run(*options, name="whole") == 0
+    for step in (1, 2):
+        spy(kill_at=step)
+        assert run(*options, *(["--ckpt_path", "last"] if step > 1 else []), name="parts") == 130
+    spy()
+    assert run(*options, "--ckpt_path", "last", name="parts") == 0
+    for (name, one), two in zip(
+        weights(tmp_path / "runs/whole").items(), weights(tmp_path / "runs/parts").values(), strict=True
+    ):
+        assert torch.equal(one, two), name
+
+
+@pytest.mark.parametrize(("option", "word"), [("--seed_everything=4", "seed"), ("--data.batch_size=2", "batch size")])
+def test_resuming_with_other_samples_is_refused(run, spy, capsys, option, word):
+    spy(kill_at=2)
+    assert run() == 130
+    assert run("--ckpt_path", "last", option) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_gradients_are_clipped(run, tmp_path):
+    assert run("--trainer.gradient_clip_val=0.01", "--trainer.max_steps=2") == 0
+    checkpoint = torch.load(tmp_path / "runs/a/checkpoints/last.ckpt", weights_only=True)
+    # after two steps of gradients of norm at most 0.01, the first moments' norm is below 0.1 * (0.9 + 1) * 0.01
+    moments = [state["exp_avg"] for state in checkpoint["optimizer_states"][0]["state"].values()]
+    norm = torch.stack([moment.norm() for moment in moments]).norm()
+    assert 0 < norm <= 0.1 * 1.9 * 0.01 * 1.001
+
+
+def photographs(folder, count=12, *, broken=()):
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for index in range(count):
+        path = folder / f"{index:03d}.jpg"
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+        if index in broken:
+            path.write_bytes(path.read_bytes()[:200])
+    return folder
+
+
+def source(kind, train, val=None):
+    fields = {"kind": kind, "levels": None, "captions": None}
+    return [f"--data.train={json.dumps(fields | train)}", f"--data.val={json.dumps(fields | (val or train))}"]
+
+
+def test_pictures_without_captions_train_the_pixels(run, tmp_path):
+    folder = photographs(tmp_path / "pictures")
+    assert run(*source("folder", {"path": str(folder)}), "--data.tokenizer=clip") == 0
+    summary = json.loads((tmp_path / "runs/a/summary.json").read_text())
+    assert "text_ce" not in summary["val"]
+    assert summary["val"]["loss"] > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_photographs_are_counted_and_shown(run, tmp_path, capsys, workers):
+    folder = photographs(tmp_path / "pictures", broken=(3,))
+    table = tmp_path / "captions.csv"
+    table.write_text("image,caption\n" + "".join(f"{i:03d}.jpg,picture number {i}\n" for i in range(13)))
+    options = source("table", {"path": str(table), "images": str(folder)})
+    assert run(*options, f"--data.num_workers={workers}", "--data.num_val=12") == 0
+    skipped = json.loads((tmp_path / "runs/a/summary.json").read_text())["skipped"]
+    assert "corrupt" in skipped
+    assert "missing" in skipped
+    assert "corrupt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_broken_photographs_stop_the_run_with_one_line(run, tmp_path, capsys, workers):
+    folder = photographs(tmp_path / "pictures", broken=range(12))
+    options = source("folder", {"path": str(folder)})
+    assert run(*options, "--data.tokenizer=clip", f"--data.num_workers={workers}") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "corrupt" in error
+
+
+def test_two_processes_train_as_one_does(config, tmp_path):
+    """DDP over gloo, captions of other lengths on each rank: the losses and weights of one process on the same samples."""
+    for name, options in {
+        "one": ["--data.batch_size=4"],
+        "two": ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp"],
+    }.items():
+        command = [sys.executable, "-m", "pretrain", "fit", "--config", str(config), "--runs", str(tmp_path / "runs")]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, "--trainer.accelerator=cpu", "--name", name, *options],
+            capture_output=True, text=True, timeout=240, env=environment, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / "runs" / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert one["samples_seen"] == two["samples_seen"] == 16
+    for name, value in one["val"].items():
+        assert two["val"][name] == pytest.approx(value, abs=1e-5)
+    for (name, a), b in zip(
+        weights(tmp_path / "runs/one").items(), weights(tmp_path / "runs/two").values(), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_run_two_steps(path, tmp_path, request):
+    options = ["--trainer.max_steps=2", "--model.optim.warmup_steps=1", "--data.num_val=4", "--data.batch_size=2"]
+    if "flickr1k" in path.stem:
+        data = request.getfixturevalue("shared_data") / "flickr1k"
+        options += [f"--data.train.path={data}/train-000000.tar", f"--data.val.path={data}/val-000000.tar"]
+    args = ["fit", "--config", str(path), "--runs", str(tmp_path), "--name", "a", "--pictures.num_images=2"]
+    assert cli.main([*args, *options, "--trainer.enable_progress_bar=false"]) == 0
+    assert (tmp_path / "a" / "export" / "encoder.safetensors").is_file()

@@ -7,7 +7,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from pretrain.data.scene_layouts import coco_captions, coco_instances, image_id, refcoco, vqa_v2, write_layouts
-from pretrain.data.scenes import LEVELS, SHAPES, boxes_xywh, draw_scene, masks, render
+from pretrain.data.scene_render import boxes_xywh, masks, render
+from pretrain.data.scenes import LEVELS, SHAPES, draw_scene
 from pretrain.types import UserError
 
 ALL = dict.fromkeys(LEVELS, 1.0)

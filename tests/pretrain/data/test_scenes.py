@@ -5,17 +5,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from pretrain.data.scenes import (
-    COLORS,
-    LEVELS,
-    SHAPES,
-    SIZES,
-    Scene,
-    boxes_xywh,
-    draw_scene,
-    masks,
-    render,
-)
+from pretrain.data.scene_render import boxes_xywh, masks, render
+from pretrain.data.scenes import COLORS, LEVELS, SHAPES, SIZES, Scene, draw_scene
 from pretrain.types import UserError
 
 ALL = dict.fromkeys(LEVELS, 1.0)

@@ -1,17 +1,19 @@
 import pytest
 import torch
 
+from pretrain.models.attention import choose_fused_attention
 from pretrain.models.decoder import Decoder
 
 
 @pytest.fixture
-def decoder():
+def decoder(attention_path):
     torch.manual_seed(0)
     decoder = Decoder(
         20, embed_dim=24, depth=3, num_heads=2, mlp_hidden_dim=32, vocab_size=31, patch_pixels=12, context_length=12
     )
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.4)  # sharp enough that greedy choices differ
+    choose_fused_attention(decoder, device_type="cpu", dtype=attention_path)
     return decoder.eval()
 
 
