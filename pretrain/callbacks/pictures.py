@@ -148,8 +148,8 @@ def draw_figure(
         lines = [f"reference: {references[row] or '(none)'}"]
         if captions is not None:
             lines.append(f"generated: {captions[row]}")
-        # early captions hold control characters, and a dollar sign would start a formula
-        lines = ["".join(char if char.isprintable() else "?" for char in line) for line in lines]
+        # early captions hold characters that no font has, and a dollar sign would start a formula
+        lines = ["".join(char if char.isprintable() and ord(char) < 0x2000 else "?" for char in line) for line in lines]
         text = "\n\n".join(lines).replace("$", r"\$")
         axes[row, -1].text(0, 0.5, text, va="center", wrap=True, fontsize=8)
         for axis in axes[row]:
