@@ -74,11 +74,14 @@ class _VocabularyLoss(torch.autograd.Function):
         for start in range(0, len(target_M), rows):
             hidden, target = hidden_MD[start : start + rows], target_M[start : start + rows, None]
             logits = (hidden @ weight_VD.T).float()
-            log_norm = logits.logsumexp(-1, keepdim=True)
-            total += (log_norm - logits.gather(-1, target)).sum()
+            target_logit, top = logits.gather(-1, target), logits.amax(-1, keepdim=True)
+            # in place throughout: a second block of this size costs more in fresh memory than in arithmetic
+            exponential = logits.sub_(top).exp_()
+            norm = exponential.sum(-1, keepdim=True)
+            total += (norm.log() + top - target_logit).sum()
             if not with_grad:
                 continue
-            probability = logits.sub_(log_norm).exp_()  # in place: logits are not needed again
+            probability = exponential.div_(norm)
             probability.scatter_add_(-1, target, probability.new_full((), -1.0).expand_as(target))
             probability = probability.to(hidden.dtype)
             torch.mm(probability, weight_VD, out=grad_hidden[start : start + rows])
