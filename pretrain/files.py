@@ -1,25 +1,39 @@
 """Files that are whole or absent, whatever happens while they are written."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, move into place: a crash leaves the old file or the new one, whole."""
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to, beside the target; flushed to disk and moved into place when the block ends without an error.
+
+    A crash, a full disk or an error in the block leaves the old file or the new one, never half of one.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    flush_folder(path.parent)
+    _flush_folder(path.parent)
 
 
-def flush_folder(folder: Path) -> None:
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` through :func:`atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def _flush_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

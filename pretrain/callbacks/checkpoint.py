@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, and a clean stop on Ctrl-C or SIGTERM."""
 
-import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -11,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from pretrain.files import flush_folder
+from pretrain.files import atomic_file
 from pretrain.run import checkpoint_path
 
 
@@ -19,18 +18,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes, moves into place; reads tensors and plain Python only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.tmp")
-        try:
-            with beside.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-        flush_folder(path.parent)
+        with atomic_file(path) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = lambda storage, _: storage, weights_only: bool | None = True
