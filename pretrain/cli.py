@@ -17,9 +17,9 @@ from pretrain.callbacks.checkpoint import AtomicCheckpointIO, RunInterrupted, St
 from pretrain.callbacks.pictures import Pictures
 from pretrain.callbacks.summary import RunSummary, find_callback
 from pretrain.callbacks.throughput import Throughput
-from pretrain.data.datamodule import ImageTextData
+from pretrain.data.datamodule import ImageTextData, global_batch_size
 from pretrain.module import PretrainModule
-from pretrain.run import default_name, keep_metrics, resolve_checkpoint
+from pretrain.run import check_latest, default_name, keep_metrics, resolve_checkpoint
 from pretrain.types import ImageSpec, UserError
 
 
@@ -87,10 +87,7 @@ class PretrainCLI(LightningCLI):
         if not config.name or Path(config.name).name != config.name or config.name == "latest":
             raise UserError(f"--name {config.name!r} must be a plain folder name other than 'latest'")
         run = Path(config.runs) / config.name
-        if (run.parent / "latest").exists() and not (run.parent / "latest").is_symlink():
-            raise UserError(
-                f"{run.parent / 'latest'} is not a link; move it away, the last successful run is linked there"
-            )
+        check_latest(run)  # before hours of training, not after
         config.ckpt_path = resolve_checkpoint(run, config.ckpt_path)
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = str(run / "checkpoints")
@@ -105,7 +102,7 @@ class PretrainCLI(LightningCLI):
     def before_fit(self) -> None:
         config, trainer = self.config[self.subcommand], self.trainer
         if config.max_samples is not None:
-            global_batch = config.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+            global_batch = global_batch_size(trainer, config.data.batch_size)
             if config.max_samples < global_batch:
                 raise UserError(f"max_samples={config.max_samples} is less than one step of {global_batch}")
             # Lightning takes the budget in steps when it is built, and only then knows how many devices there are

@@ -9,6 +9,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from pretrain.data.datamodule import global_batch_size
 from pretrain.models.attention import choose_fused_attention
 from pretrain.models.vision import EncoderConfig, build_encoder, refuse_leaks
 from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
@@ -55,8 +56,7 @@ class PretrainModule(lightning.LightningModule):
         config, trainer = self.optim_config, self.trainer
         warmup_steps = config.warmup_steps
         if warmup_steps is None:
-            global_batch = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-            warmup_steps = round(config.warmup_samples / global_batch)
+            warmup_steps = round(config.warmup_samples / global_batch_size(trainer, trainer.datamodule.batch_size))
         optimizer = build_optimizer(self, config)
         factor = warmup_cosine(config, warmup_steps=warmup_steps, total_steps=trainer.max_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -49,11 +49,17 @@ def keep_metrics(run: Path) -> None:
         current.rename(run / f"metrics_{number}.csv")
 
 
-def point_latest(run: Path) -> Path:
-    """Let runs/latest point to `run`, in one step; returns the link."""
+def check_latest(run: Path) -> Path:
+    """The place of runs/latest beside `run`; UserError where something other than a link stands there."""
     link = run.parent / "latest"
     if link.exists() and not link.is_symlink():
         raise UserError(f"{link} is not a link; move it away, the last successful run is linked there")
+    return link
+
+
+def point_latest(run: Path) -> Path:
+    """Let runs/latest point to `run`, in one step; returns the link."""
+    link = check_latest(run)
     beside = run.parent / f".latest.{os.getpid()}"
     beside.unlink(missing_ok=True)
     beside.symlink_to(run.name)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pretrain.callbacks.baselines import Baselines
 from pretrain.callbacks.throughput import Throughput
+from pretrain.data.datamodule import global_batch_size
 from pretrain.export import export_module
 from pretrain.files import write_atomically
 from pretrain.run import point_latest
@@ -37,7 +38,7 @@ class RunSummary(Callback):
         if not trainer.is_global_zero:
             return
         data, step = trainer.datamodule, trainer.global_step
-        global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        global_batch = global_batch_size(trainer, data.batch_size)
         Console().print(
             f"[bold]{Path(trainer.default_root_dir)}[/bold]: {pl_module.encoder_config.name}, encoder "
             f"{count_params(pl_module.encoder)}, objective {count_params(pl_module.objective)} parameters; "
@@ -48,7 +49,7 @@ class RunSummary(Callback):
 
     def _collect(self, trainer: lightning.Trainer) -> dict[str, Any]:
         data = trainer.datamodule
-        global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        global_batch = global_batch_size(trainer, data.batch_size)
         throughput, baselines = find_callback(trainer, Throughput), find_callback(trainer, Baselines)
         return {
             "steps": trainer.global_step,

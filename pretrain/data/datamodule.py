@@ -113,6 +113,11 @@ class AugmentConfig:
     flip: float = 0.5
 
 
+def global_batch_size(trainer: lightning.Trainer, batch_size: int) -> int:
+    """Samples of one optimiser step, over devices and micro-batches, where a device's micro-batch holds `batch_size`."""
+    return batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+
 class ImageTextData(lightning.LightningDataModule):
     """Captioned pictures for training and validation.
 
@@ -289,8 +294,7 @@ class ImageTextData(lightning.LightningDataModule):
         """What a resumed run must share: another tokenizer, seed or batch would give the steps other samples."""
         files = sorted(path for path in self.tokenizer_folder.rglob("*") if path.is_file())
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-        trainer = self.trainer
-        global_batch = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        global_batch = global_batch_size(self.trainer, self.batch_size)
         return {"seed": self.seed, "batch size over devices and accumulation": global_batch, "tokenizer": digest[:16]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
