@@ -75,3 +75,28 @@ def draw_integers(seed: int, stream: str, position_B: Tensor, low: int, high: in
         raise ValueError(f"draw_integers: high={high} is below low={low}")
     key = _mix_tensor(position_B ^ _signed(_stream_state(seed, stream)))
     return low + ((_shift_right(key, 33) * (high - low + 1)) >> 31)
+
+
+_FEISTEL_ROUNDS = 8
+
+
+def permute(key: int, count: int, index: int) -> int:
+    """Image of `index` under the permutation of 0..count-1 that `key` names, without a table.
+
+    A Feistel network (Luby & Rackoff, SIAM J. Comput. 1988) over the next even number of bits, walked until the value
+    lies below `count` (at most four times as many values, so fewer than four steps on average).
+
+    Args:
+        key: 64 bits, of :func:`draw_key`.
+        count: how many values there are, at least 1.
+        index: 0..count-1.
+    """
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & low
+        for round_number in range(_FEISTEL_ROUNDS):
+            left, right = right, left ^ (_mix(key ^ (right << 8 | round_number)) & low)
+        index = left << half | right
+        if index < count:
+            return index

@@ -17,6 +17,12 @@ TINY_ENCODER = EncoderConfig(embed_dim=32, depth=2, num_heads=4, mlp_hidden_dim=
 TINY_DECODER = DecoderConfig(embed_dim=24, depth=2, num_heads=2)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Indices of shards go to a folder of the test session's, not to the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def shared_data() -> Path:
     if not SHARED_DATA.is_dir():

@@ -3,21 +3,22 @@
 import hashlib
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
 from torch.utils.data import DataLoader
 
 from pretrain.data.faults import FaultLog
+from pretrain.data.order import InOrder, Mixture, Order, ShardOrder, Shuffled
 from pretrain.data.scene_source import SceneSource
-from pretrain.data.shards import ShardSource
-from pretrain.data.sources import CocoCaptionSource, FolderSource, Source, TableSource
-from pretrain.data.stream import Collate, PositionBatches, SampleStream, SceneStream
+from pretrain.data.source_config import AugmentConfig, SourceConfig, StorageConfig, training_configs
+from pretrain.data.sources import Source
+from pretrain.data.stream import Collate, Part, PositionBatches, SampleStream
 from pretrain.data.tokenizers import CaptionTokenizer, build_tokenizer, load_tokenizer
-from pretrain.data.transforms import EvalTransform, PlainTransform, TrainTransform
+from pretrain.data.transforms import EvalTransform, PlainTransform, TrainTransform, Transform
 from pretrain.types import ImageSpec, ImageTextBatch, UserError
 
 #: Validation draws nothing from the run's seed: all runs are judged on the same samples.
@@ -26,91 +27,17 @@ VAL_SEED = 0
 TOKENIZER_CAPTIONS = 20_000
 
 
-@dataclass(frozen=True)
-class SourceConfig:
-    """Where pictures and captions come from.
-
-    Attributes:
-        kind: "scenes" (generated), "shards" (WebDataset tars), "coco" (captions json and pictures), "table" (CSV, TSV or
-            JSONL of paths and captions) or "folder" (pictures without captions).
-        path: shards: folder, glob, brace range or list; coco: the captions json; table: the file; folder: the folder.
-        images: coco and table: folder of the pictures.
-        image_column: table: column of picture paths.
-        caption_column: table: column of captions.
-        caption_field: shards: field of the `.json` that holds the caption or captions.
-        levels: scenes: weight of each level.
-        captions: scenes: weight of each caption style ("short", "full", "alt").
-        num_scenes: scenes: how many different ones; never the same twice where not given.
-    """
-
-    kind: Literal["scenes", "shards", "coco", "table", "folder"] = "scenes"
-    path: str | list[str] | None = None
-    images: str | None = None
-    image_column: str = "image"
-    caption_column: str = "caption"
-    caption_field: str | None = None
-    levels: dict[str, float] | None = None
-    captions: dict[str, float] | None = None
-    num_scenes: int | None = None
-
-    def check(self, name: str) -> None:
-        """Raise UserError for a missing field, and for one that this kind has no use for."""
-        uses = {
-            "scenes": {"levels", "captions", "num_scenes"},
-            "shards": {"path", "caption_field"},
-            "coco": {"path", "images"},
-            "table": {"path", "images", "image_column", "caption_column"},
-            "folder": {"path"},
-        }[self.kind]
-        default = SourceConfig()
-        for key in vars(self):
-            if key != "kind" and key not in uses and getattr(self, key) != getattr(default, key):
-                raise UserError(
-                    f"data.{name}.{key}={getattr(self, key)!r} is not used by kind={self.kind}: leave it out"
-                )
-        for key in ("path", "levels", "captions") if self.kind != "coco" else ("path", "images"):
-            if key in uses and not getattr(self, key):
-                raise UserError(f"data.{name}.{key} is needed with kind={self.kind}")
-        if self.kind != "shards" and isinstance(self.path, list):
-            raise UserError(f"data.{name}.path must be one path with kind={self.kind}, not a list")
-
-    def build(self, name: str, *, seed: int, split: str, img_size: int) -> Source:
-        """The source itself; UserError where a path or field is wrong."""
-        self.check(name)
-        match self.kind:
-            case "scenes":
-                return SceneSource(
-                    seed=seed,
-                    split=split,
-                    img_size=img_size,
-                    num_scenes=self.num_scenes or 2**40,
-                    levels=self.levels,
-                    captions=self.captions,
-                )
-            case "shards":
-                return ShardSource(self.path, caption_field=self.caption_field)
-            case "coco":
-                return CocoCaptionSource(self.path, self.images)
-            case "table":
-                return TableSource(
-                    self.path, images=self.images, image_column=self.image_column, caption_column=self.caption_column
-                )
-        return FolderSource(self.path)
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Augmentation of photographs (published: reference, section 4). Scenes are never cropped or flipped.
-
-    Attributes:
-        scale: share of the picture's area that a crop keeps.
-        ratio: aspect ratios of a crop.
-        flip: probability of a mirror image.
-    """
-
-    scale: tuple[float, float] = (0.4, 1.0)
-    ratio: tuple[float, float] = (0.75, 1.33)
-    flip: float = 0.5
+def validation_stream(source: Source, *, img_size: int, tokenizer: CaptionTokenizer, num_samples: int) -> SampleStream:
+    """The first samples of a source, in its order, without augmentation; unusable ones are left out."""
+    transform = PlainTransform(img_size) if isinstance(source, SceneSource) else EvalTransform(img_size)
+    return SampleStream(
+        [Part(source, transform, InOrder(len(source)))],
+        Mixture([1.0], seed=VAL_SEED, num_lanes=1),
+        tokenizer=tokenizer,
+        seed=VAL_SEED,
+        replaces=False,
+        length=min(num_samples, len(source)),
+    )
 
 
 def global_batch_size(trainer: lightning.Trainer, batch_size: int) -> int:
@@ -122,8 +49,9 @@ class ImageTextData(lightning.LightningDataModule):
     """Captioned pictures for training and validation.
 
     Args:
-        train: training source.
-        val: validation source; scenes' validation split where training is on scenes and this is not given.
+        train: training source; give this or `mixture`.
+        mixture: several training sources by name, each with its weight.
+        val: validation source; scenes' validation split where training is on scenes alone and this is not given.
         image: picture size and statistics (taken from the encoder).
         batch_size: pictures of a step on one device.
         num_workers: loader processes on one device; 0 loads in the training process.
@@ -132,15 +60,21 @@ class ImageTextData(lightning.LightningDataModule):
         num_val: validation samples.
         augment: crops and flips of photographs.
         max_fault_share: most samples of the last 10,000 that may be unusable.
+        num_lanes: streams that the samples are dealt to (see :mod:`pretrain.data.order`); a multiple of (workers over all
+            devices) x (batch_size / 16) lets each worker read its shards from front to back.
+        shuffle_window: samples of a lane that are shuffled among each other.
+        index_cache: folder of the shards' indices; ~/.cache/aimv2_suite/shards where not given.
+        copies_gib: bound in GiB of the folder (`copies`, in `index_cache`) that shards by URL are copied to.
         seed: decides the order and every draw.
     """
 
     def __init__(
         self,
-        train: SourceConfig,
+        train: SourceConfig | None = None,
         val: SourceConfig | None = None,
         *,
         image: ImageSpec,
+        mixture: dict[str, SourceConfig] | None = None,
         batch_size: int = 64,
         num_workers: int = 1,
         tokenizer: str = "bpe",
@@ -148,6 +82,10 @@ class ImageTextData(lightning.LightningDataModule):
         num_val: int = 256,
         augment: AugmentConfig | None = None,
         max_fault_share: float = 0.05,
+        num_lanes: int = 64,
+        shuffle_window: int = 1024,
+        index_cache: str | None = None,
+        copies_gib: float = 64.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -155,29 +93,43 @@ class ImageTextData(lightning.LightningDataModule):
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("num_val", num_val, 1),
+            ("num_lanes", num_lanes, 1),
+            ("shuffle_window", shuffle_window, 1),
+            ("copies_gib", copies_gib, 0),
         ):
             if value < least:
                 raise UserError(f"data.{name}={value} must be at least {least}")
-        self.train_config, self.val_config = train, val or train
-        if val is None and train.kind != "scenes":
-            raise UserError(f"data.val is needed with data.train.kind={train.kind}: name a source of held-out pictures")
+        self.train_configs = training_configs(train, mixture)
+        self.val_config = val or next(iter(self.train_configs.values()))
+        if val is None and (mixture or self.val_config.kind != "scenes"):
+            what = "data.mixture" if mixture else f"data.train.kind={self.val_config.kind}"
+            raise UserError(f"data.val is needed with {what}: name a source of held-out pictures")
         self.image, self.batch_size, self.num_workers, self.seed = image, batch_size, num_workers, seed
         self.tokenizer_name, self.vocab_size, self.num_val = tokenizer, vocab_size, num_val
+        self.num_lanes, self.shuffle_window = num_lanes, shuffle_window
+        self.storage = StorageConfig(None if index_cache is None else Path(index_cache).expanduser(), copies_gib)
         self.augment = augment or AugmentConfig()
         self.fault_log = FaultLog(bound=max_fault_share)
         self.tokenizer: CaptionTokenizer | None = None
-        self._train_source: Source | None = None
+        #: set for a run that goes on from a checkpoint (Lightning's trainer does not know it yet when data are prepared)
+        self.keeps_tokenizer = False
+        self._train_sources: dict[str, Source] | None = None
         self._val_faults: set[str] = set()
         self.train_stream: SampleStream | None = None
         self.val_stream: SampleStream | None = None
 
-    def train_source(self) -> Source:
-        if self._train_source is None:
-            self._train_source = self.train_config.build(
-                "train", seed=self.seed, split="train", img_size=self.image.img_size
-            )
-            self.fault_log.record(0, self._train_source.faults)
-        return self._train_source
+    def train_sources(self) -> dict[str, Source]:
+        """The training sources by name; "" is the name of the only one."""
+        if self._train_sources is None:
+            self._train_sources = {}
+            for name, config in self.train_configs.items():
+                field = f"mixture.{name}" if name else "train"
+                source = config.build(
+                    field, seed=self.seed, split="train", img_size=self.image.img_size, storage=self.storage
+                )
+                self.fault_log.record(0, source.faults)
+                self._train_sources[name] = source
+        return self._train_sources
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -186,7 +138,7 @@ class ImageTextData(lightning.LightningDataModule):
     def prepare_data(self) -> None:
         """Build the tokenizer and keep it with the run; a resumed run finds it there."""
         folder = self.tokenizer_folder
-        if self.trainer.ckpt_path is not None and folder.exists():
+        if self.keeps_tokenizer and folder.exists():
             return
         beside = folder.with_name(".tokenizer.tmp")
         for old in (beside, folder):
@@ -196,37 +148,52 @@ class ImageTextData(lightning.LightningDataModule):
 
     def _build_tokenizer(self) -> CaptionTokenizer:
         def captions() -> Iterable[str]:
-            return self.train_source().iter_captions(TOKENIZER_CAPTIONS)
+            sources = self.train_sources().values()
+            return chain.from_iterable(source.iter_captions(TOKENIZER_CAPTIONS // len(sources)) for source in sources)
 
         return build_tokenizer(self.tokenizer_name, captions, self.vocab_size)
+
+    def _part(self, name: str, source: Source) -> Part:
+        scenes = isinstance(source, SceneSource)
+        if scenes:  # they never repeat unless their number is limited: there is nothing to shuffle
+            order: Order = InOrder(len(source))
+        elif source.shard_counts is None:
+            order = Shuffled(len(source), seed=self.seed)
+        else:
+            order = ShardOrder(
+                source.shard_counts,
+                seed=self.seed,
+                num_lanes=self.num_lanes,
+                window=self.shuffle_window,
+                max_lanes=source.max_lanes,
+            )
+        size, augment = self.image.img_size, self.augment
+        if scenes:
+            transform: Transform = PlainTransform(size)
+        else:
+            transform = TrainTransform(size, scale=augment.scale, ratio=augment.ratio, flip=augment.flip)
+            source.spare = transform.spare if augment.reduced_decoding else None
+        return Part(source, transform, order, name, ahead=2 * self.shuffle_window)
 
     def setup(self, stage: str) -> None:
         if self.val_stream is not None:  # validation after the last step: all is there
             return
         self.tokenizer = load_tokenizer(self.tokenizer_folder)
-        source = self.train_source()
-        plain = PlainTransform(self.image.img_size)
-        augment = TrainTransform(
-            self.image.img_size, scale=self.augment.scale, ratio=self.augment.ratio, flip=self.augment.flip
-        )
-        scenes = isinstance(source, SceneSource)
-        self.train_stream = (SceneStream if scenes else SampleStream)(
-            source,
-            transform=plain if scenes else augment,
+        weights = [config.weight for config in self.train_configs.values()]
+        self.train_stream = SampleStream(
+            [self._part(name, source) for name, source in self.train_sources().items()],
+            Mixture(weights, seed=self.seed, num_lanes=self.num_lanes),
             tokenizer=self.tokenizer,
             seed=self.seed,
-            shuffled=True,
+            replaces=True,
             length=2**62,
         )
-        held_out = self.val_config.build("val", seed=VAL_SEED, split="val", img_size=self.image.img_size)
+        held_out = self.val_config.build(
+            "val", seed=VAL_SEED, split="val", img_size=self.image.img_size, storage=self.storage
+        )
         self.fault_log.record(0, held_out.faults)
-        self.val_stream = SampleStream(
-            held_out,
-            transform=plain if isinstance(held_out, SceneSource) else EvalTransform(self.image.img_size),
-            tokenizer=self.tokenizer,
-            seed=VAL_SEED,
-            shuffled=False,
-            length=min(self.num_val, len(held_out)),
+        self.val_stream = validation_stream(
+            held_out, img_size=self.image.img_size, tokenizer=self.tokenizer, num_samples=self.num_val
         )
 
     def _loader(self, stream: SampleStream, batches: PositionBatches) -> DataLoader:
@@ -295,11 +262,24 @@ class ImageTextData(lightning.LightningDataModule):
         files = sorted(path for path in self.tokenizer_folder.rglob("*") if path.is_file())
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
         global_batch = global_batch_size(self.trainer, self.batch_size)
-        return {"seed": self.seed, "batch size over devices and accumulation": global_batch, "tokenizer": digest[:16]}
+        return {
+            "seed": self.seed,
+            "batch size over devices and accumulation": global_batch,
+            "tokenizer": digest[:16],
+            "data (sources, their files and sizes, weights, lanes and window)": self._data_digest(),
+        }
+
+    def _data_digest(self) -> str:
+        """What decides the order: other shards, weights or lanes would give the steps other samples."""
+        sources = [
+            (name, config.weight, len(source), source.identity())
+            for (name, config), source in zip(self.train_configs.items(), self.train_sources().values(), strict=True)
+        ]
+        return hashlib.sha256(repr((sources, self.num_lanes, self.shuffle_window)).encode()).hexdigest()[:16]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in self._identity().items():
-            if (was := state_dict["run"][name]) != value:
+            if (was := state_dict["run"].get(name)) != value:
                 raise UserError(
                     f"--ckpt_path: the checkpoint's {name} is {was}, this run's is {value}; they must be the same"
                 )

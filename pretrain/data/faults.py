@@ -38,17 +38,25 @@ class FaultLog:
         bound: largest share of faults among the last `window` attempts.
         window: attempts that the share is taken over; whole chunks are kept, so that it covers up to one chunk more.
         min_seen: attempts that the share refers to at least, so that one bad file at the start stops nothing.
+        field: what the user sets the bound by.
 
     Attributes:
         attempts: samples tried so far.
     """
 
-    def __init__(self, bound: float = 0.05, *, window: int = 10_000, min_seen: int = 1_000) -> None:
+    def __init__(
+        self,
+        bound: float = 0.05,
+        *,
+        window: int = 10_000,
+        min_seen: int = 1_000,
+        field: str = "data.max_fault_share",
+    ) -> None:
         if not 0 <= bound <= 1:
-            raise UserError(f"data.max_fault_share: {bound} is not a share; give a number from 0 to 1")
+            raise UserError(f"{field}: {bound} is not a share; give a number from 0 to 1")
         if window < 1 or min_seen < 1:
             raise ValueError(f"FaultLog: window={window} and min_seen={min_seen} have to be at least 1")
-        self.bound, self.window, self.min_seen = bound, window, min_seen
+        self.bound, self.window, self.min_seen, self.field = bound, window, min_seen, field
         self.attempts = 0
         self._skipped, self._index = _Tally(), _Tally()
         self._chunks: deque[tuple[int, dict[str, int]]] = deque()  # attempts, faults by kind
@@ -90,7 +98,7 @@ class FaultLog:
         if skipped <= self.bound * max(seen, self.min_seen):
             return
         raise UserError(
-            f"data.max_fault_share: {skipped:,} of the last {seen:,} samples could not be used ({skipped / seen:.2%}, "
+            f"{self.field}: {skipped:,} of the last {seen:,} samples could not be used ({skipped / seen:.2%}, "
             f"allowed are {self.bound:.2%}): {self._skipped.describe(counts)}; repair the data or raise the bound"
         )
 

@@ -1,15 +1,16 @@
 """Scenes as a source of captioned pictures."""
 
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from pretrain.data.samples import Captions, RawSample, Source, StoredSample
 from pretrain.data.scene_render import render
 from pretrain.data.scene_text import caption
 from pretrain.data.scenes import Scene, draw_scene
-from pretrain.data.sources import RawSample, Source
 from pretrain.rng import draw_rng
 
 
@@ -31,6 +32,8 @@ class SceneSource(Source):
         levels: weight of each named level.
         captions: weight of each caption style.
     """
+
+    keys_fit_tar = True
 
     def __init__(
         self,
@@ -58,6 +61,18 @@ class SceneSource(Source):
     def load(self, index: int) -> SceneSample:
         scene = self.scene(index)
         return SceneSample(image=Image.fromarray(render(scene, self.img_size)), captions=[], key=scene.key, scene=scene)
+
+    def read(self, index: int) -> StoredSample:
+        """The scene as a PNG, with one caption of each style that has a weight, worded once and for all."""
+        scene, file = self.scene(index), io.BytesIO()
+        Image.fromarray(render(scene, self.img_size)).save(file, "PNG")
+        weights = {style: weight for style, weight in self.styles.items() if weight > 0}
+        kinds = {
+            style: [caption(scene, {style: 1.0}, draw_rng(self.seed, f"stored/{self.split}/{style}", index))]
+            for style in weights
+        }
+        texts = [text for kind in kinds.values() for text in kind]
+        return StoredSample(file.getvalue(), Captions(texts, list(weights.values()), kinds), scene.key, scene.key)
 
     def choose_caption(self, sample: RawSample, rng: np.random.Generator) -> str:
         return caption(sample.scene, self.styles, rng)

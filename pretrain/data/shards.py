@@ -1,182 +1,27 @@
-"""WebDataset shards, read at random: the headers are read once, members are then read where they lie.
+"""WebDataset shards, local or by URL, read at random: `shard_index.py` says where each sample lies."""
 
-Consecutive members of a tar whose names agree up to the first dot of the last path component form a sample:
-`a/0001.jpg`, `a/0001.json`, `a/0001.txt` (https://github.com/webdataset/webdataset, "The WebDataset Format").
-"""
-
-import glob
 import json
 import os
-import re
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.sources import BadSample, FileSource, RawSample, as_captions, decode_image
-from pretrain.data.storage import PackedStrings, RangeReader, one_line
+from pretrain.data.find_files import find_shards
+from pretrain.data.remote import ShardCopies, is_remote
+from pretrain.data.samples import Captions, FileSource, StoredSample, as_captions, weighted_captions
+from pretrain.data.shard_index import ShardSummary, default_cache, index_shards, load_index, renew_index
+from pretrain.data.storage import BadSample, RangeReader, one_line
+from pretrain.data.tar_members import IMAGE, JSON, TEXT, ShardIndex
 from pretrain.types import Fault, UserError
 
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-#: Columns of the members' table.
-_IMAGE, _JSON, _TEXT = 0, 1, 2
-_COLUMNS = {**dict.fromkeys(_IMAGE_SUFFIXES, _IMAGE), "json": _JSON, "txt": _TEXT}
 _CAPTION_FIELDS = ("captions", "caption")
-_BLOCK = tarfile.BLOCKSIZE
-
-
-def expand_braces(pattern: str) -> Iterator[str]:
-    """`x-{000..012}.tar` and `{a,b}.tar` as a shell expands them: leading zeros are kept, braces side by side multiply.
-
-    Raises:
-        UserError: a brace holds neither a range of whole numbers nor a list.
-    """
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if not match:
-        yield pattern
-        return
-    inside = match.group(1)
-    if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
-        first, last = map(int, bounds.groups())
-        width = max(map(len, bounds.groups())) if any(len(b) > 1 and b[0] == "0" for b in bounds.groups()) else 0
-        step = 1 if last >= first else -1
-        choices: Iterable[str] = (f"{number:0{width}d}" for number in range(first, last + step, step))
-    elif "," in inside:
-        choices = inside.split(",")
-    else:
-        raise UserError(f"urls: {{{inside}}} in {pattern!r} is neither a range such as {{000..012}} nor a list {{a,b}}")
-    for choice in choices:
-        yield from expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
-
-
-def find_shards(urls: str | Path | Sequence[str | Path]) -> list[str]:
-    """Paths of the shards that a folder, a file, a glob, a brace range or a list of these names, in that order.
-
-    Raises:
-        UserError: something named does not exist, nothing matches, or a shard is named twice.
-    """
-    paths: list[str] = []
-    for url in [urls] if isinstance(urls, str | Path) else urls:
-        paths += _find(os.path.expanduser(str(url)))
-    if not paths:
-        raise UserError(
-            "urls: no shard is named; give a folder, a glob, a range such as train-{000..012}.tar or a list"
-        )
-    seen: set[str] = set()
-    for path in paths:
-        if (real := os.path.realpath(path)) in seen:
-            raise UserError(f"urls: the shard {path!r} is named twice; name each shard once")
-        seen.add(real)
-    return paths
-
-
-def _find(url: str) -> list[str]:
-    if os.path.isdir(url):
-        if found := sorted(glob.glob(os.path.join(glob.escape(url), "*.tar"))):
-            return found
-        raise UserError(f"urls: the folder {url!r} holds no .tar file")
-    if os.path.isfile(url):
-        return [url]
-    if "://" in url or url.startswith("pipe:"):
-        raise UserError(f"urls: {url!r} is not on a local disk; shards are read at random: copy or mount them")
-    paths: list[str] = []
-    for pattern in expand_braces(url):
-        if glob.has_magic(pattern):
-            if not (found := sorted(glob.glob(pattern, recursive=True))):
-                raise UserError(f"urls: {pattern!r} matches no file")
-            paths += found
-        elif os.path.isfile(pattern):
-            paths.append(pattern)
-        else:
-            raise UserError(
-                f"urls: {pattern!r} does not exist; give a folder, a glob, a brace range or a list of shards"
-            )
-    return paths
-
-
-@dataclass
-class _Sample:
-    key: str
-    names: list[str] = field(default_factory=list)
-    #: start and size in bytes of the picture, .json and .txt; -1 where there is none
-    members: np.ndarray = field(default_factory=lambda: np.full((3, 2), -1, dtype=np.int64))
-
-    def has(self, column: int) -> bool:
-        return bool(self.members[column, 0] >= 0)
-
-
-def read_members(path: str) -> tuple[list[tarfile.TarInfo], Fault | None]:
-    """Members of a tar that are whole, and what is wrong with the tar, if anything.
-
-    tarfile stops in silence at a header that is cut or damaged and where the file ends between two members, and does
-    not look whether the last member is all there. Hence the comparison with the file's size and the look at the end
-    marker.
-
-    Raises:
-        UserError: the file cannot be opened.
-    """
-    name, members = os.path.basename(path), []
-    try:
-        with open(path, "rb") as file:
-            file_size = os.fstat(file.fileno()).st_size
-            try:
-                tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (`file` is what has to be closed)
-                while (member := tar.next()) is not None:
-                    if member.offset_data + member.size > file_size:
-                        detail = (
-                            f"{member.name} is cut: {member.offset_data + member.size} bytes needed, {file_size} there"
-                        )
-                        return members, Fault("truncated_tar", name, detail)
-                    members.append(member)
-            except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-                kind = "corrupt" if not members and file_size >= _BLOCK else "truncated_tar"
-                return members, Fault(kind, name, one_line(error))
-            file.seek(tar.offset)
-            if file.read(2 * _BLOCK) != bytes(2 * _BLOCK):
-                detail = f"no header and no end marker at byte {tar.offset} of {file_size}"
-                return members, Fault("truncated_tar", name, detail)
-    except OSError as error:
-        raise UserError(f"urls: {path!r} cannot be read: {one_line(error)}") from error
-    return members, None
-
-
-def _group(members: list[tarfile.TarInfo]) -> Iterator[_Sample]:
-    sample: _Sample | None = None
-    for member in members:
-        match = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", member.name, re.DOTALL)
-        if not match or not member.isreg() or member.issparse():
-            continue
-        key, suffix = match.group(1), match.group(2)
-        column = _COLUMNS.get(suffix.lower())
-        # The same name again is another sample, as where a shard was put together from several.
-        if sample is None or key != sample.key or member.name in sample.names:
-            if sample is not None:
-                yield sample
-            sample = _Sample(key)
-        sample.names.append(member.name)
-        if column is not None and not sample.has(column):
-            sample.members[column] = member.offset_data, member.size
-    if sample is not None:
-        yield sample
-
-
-def _index_shard(path: str) -> tuple[list[_Sample], list[Fault]]:
-    members, fault = read_members(path)
-    samples, faults = list(_group(members)), [fault] if fault else []
-    if fault and samples and not (samples[-1].has(_IMAGE) and (samples[-1].has(_JSON) or samples[-1].has(_TEXT))):
-        samples.pop()  # its captions or picture lay behind the break
-    usable = []
-    for sample in samples:
-        if sample.has(_IMAGE):
-            usable.append(sample)
-        else:
-            wanted = f"no .{', .'.join(_IMAGE_SUFFIXES)} (the name ends at its first dot)"
-            faults.append(
-                Fault("no_image", f"{os.path.basename(path)}/{sample.key}", f"{', '.join(sample.names)}: {wanted}")
-            )
-    return usable, faults
+#: The .txt member, where the weights of caption kinds name it.
+TXT_FIELD = "txt"
+#: Samples whose places are kept in memory, at some 70 bytes each: the shards that a worker's lanes stand in, however
+#: small they are, so that none is loaded again for every batch.
+_MAX_INDEXED = 2**20
 
 
 class ShardSource(FileSource):
@@ -186,44 +31,89 @@ class ShardSource(FileSource):
     field and no `.txt` beside it is an error of the sample, so that a misspelt field does not train on pictures alone.
 
     Args:
-        urls: a folder (all its .tar files), a .tar file, a glob, a brace range (`train-{000000..000006}.tar`) or a
-            list of these.
+        urls: a folder (all its .tar files), a .tar file, a glob, a brace range (`train-{000000..000006}.tar`), a URL that
+            fsspec can open (s3://, gs://, https://, ...; globs and brace ranges too) or a list of these.
         caption_field: the caption's field in the `.json`; None: "captions" (list), then "caption" (string).
+        caption_weights: several kinds of caption: field of the `.json` -> how often a caption of this kind is chosen; "txt"
+            is the `.txt`.
+        index_cache: folder of the shards' indices; :func:`default_cache` where not given.
+        copies: where shards by URL are copied to; a folder of 64 GiB beside the indices where not given.
 
     Raises:
         UserError: a shard does not exist or is named twice, or no shard holds a picture.
     """
 
-    def __init__(self, urls: str | Path | Sequence[str | Path], *, caption_field: str | None = None) -> None:
+    keys_fit_tar = True
+
+    def __init__(
+        self,
+        urls: str | Path | Sequence[str | Path],
+        *,
+        caption_field: str | None = None,
+        caption_weights: Mapping[str, float] | None = None,
+        index_cache: Path | None = None,
+        copies: ShardCopies | None = None,
+    ) -> None:
         super().__init__()
         self.paths = find_shards(urls)
         self.caption_fields = _CAPTION_FIELDS if caption_field is None else (caption_field,)
+        self.caption_weights = caption_weights
+        self._copies = copies or ShardCopies((index_cache or default_cache()) / "copies", max_gib=64)
         self._reader = RangeReader()
-        counts, tables, keys = [], [np.empty((0, 3, 2), dtype=np.int64)], []
-        for path in self.paths:
-            samples, faults = _index_shard(path)
-            self.faults += faults
-            counts.append(len(samples))
-            keys.append(PackedStrings(sample.key for sample in samples))
-            if samples:
-                tables.append(np.stack([sample.members for sample in samples]))
-        self._members = np.concatenate(tables)  # [samples, (image, json, txt), (start, size)] in bytes
-        self._keys = keys
-        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._summaries: list[ShardSummary] = index_shards(self.paths, cache=index_cache)
+        self._loaded: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._num_indexed = 0
+        self.shard_counts = [summary.count for summary in self._summaries]
+        self.prefetches = any(map(is_remote, self.paths))
+        self.faults = [fault for summary in self._summaries for fault in summary.faults]
+        self._ends = np.cumsum(self.shard_counts, dtype=np.int64)
         if not len(self):
             first = f" ({self.faults[0].key}: {self.faults[0].detail})" if self.faults else ""
             raise UserError(f"urls: {self.paths[0]!r} and {len(self.paths) - 1} more shards hold no sample{first}")
 
-    def __len__(self) -> int:
-        return len(self._members)
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_loaded": OrderedDict(), "_num_indexed": 0}
 
-    def _locate(self, index: int) -> tuple[str, str]:
-        """The shard's path and the sample's key."""
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def identity(self) -> str:
+        return repr([(os.path.basename(path), count) for path, count in zip(self.paths, self.shard_counts)])
+
+    def _index(self, shard: int) -> ShardIndex:
+        index = self._loaded.pop(shard, None) or self._load_index(shard)
+        self._loaded[shard] = index  # last in order: the latest used
+        return index
+
+    def _load_index(self, shard: int) -> ShardIndex:
+        path, summary = self.paths[shard], self._summaries[shard]
+        index = load_index(summary.index_path)
+        if index is None:  # damaged where the start does not look, or removed since
+            index = load_index(renew_index(path, summary).index_path)
+        if index is None or len(index.members) != self.shard_counts[shard]:
+            raise UserError(f"urls: the shard {path!r} or its index was changed after the start; start again")
+        self._num_indexed += len(index.members)
+        while self._loaded and self._num_indexed > _MAX_INDEXED:
+            self._num_indexed -= len(self._loaded.popitem(last=False)[1].members)
+        return index
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The shard's number and the sample's place in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[shard - 1]) if shard else 0
-        return self.paths[shard], self._keys[shard][index - start]
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+
+    def _name(self, index: int) -> tuple[str, str]:
+        """The sample's key, and its name with the shard's in front."""
+        shard, place = self._locate(index)
+        key = self._index(shard).keys[place]
+        return key, f"{os.path.basename(self.paths[shard])}/{key}"
+
+    def prefetch(self, index: int) -> None:
+        shard = self._locate(index)[0]
+        if is_remote(self.paths[shard]):
+            self._copies.prefetch(self.paths[shard], self._summaries[shard].stamp)
 
     def read_member(self, index: int, column: int) -> bytes | None:
         """Bytes of the picture (0), the .json (1) or the .txt (2) of the sample `index`; None where there is none.
@@ -231,45 +121,64 @@ class ShardSource(FileSource):
         Raises:
             BadSample: "missing" if the shard is gone, "truncated_tar" if it is shorter than when it was indexed.
         """
-        start, size = self._members[index, column].tolist()
+        shard, place = self._locate(index)
+        start, size = self._index(shard).members[place, column].tolist()
         if start < 0:
             return None
-        path, key = self._locate(index)
-        name = f"{os.path.basename(path)}/{key}"
+        path = self.paths[shard]
         try:
+            if is_remote(path):
+                path = self._copies.local(path, self._summaries[shard].stamp)
             data = self._reader.read(path, start, size)
         except OSError as error:
-            raise BadSample(Fault("missing", name, one_line(error))) from error
+            raise BadSample(Fault("missing", self._name(index)[1], one_line(error))) from error
         if len(data) < size:
-            raise BadSample(
-                Fault("truncated_tar", name, f"{len(data)} of {size} bytes there: the shard was cut meanwhile")
-            )
+            detail = f"{len(data)} of {size} bytes there: the shard was cut meanwhile"
+            raise BadSample(Fault("truncated_tar", self._name(index)[1], detail))
         return data
 
-    def read_captions(self, index: int) -> list[str]:
-        path, key = self._locate(index)
-        name = f"{os.path.basename(path)}/{key}"
-        try:
-            record: object = {}
-            if (data := self.read_member(index, _JSON)) is not None:
-                record = json.loads(data)
-                if not isinstance(record, dict):
-                    raise ValueError(f"{record!r:.80} is not a JSON object")
-                for caption_field in self.caption_fields:
-                    if caption_field in record:
-                        return as_captions(record[caption_field], name)
-            if (text := self.read_member(index, _TEXT)) is not None:
-                return as_captions(text.decode("utf-8-sig"), name)
-        except ValueError as error:  # not UTF-8 and broken JSON are ValueErrors too
-            raise BadSample(Fault("bad_caption", name, one_line(error))) from error
-        if data is not None:
+    def _record(self, index: int) -> dict[str, object] | None:
+        if (data := self.read_member(index, JSON)) is None:
+            return None
+        record: object = json.loads(data)
+        if not isinstance(record, dict):
+            raise ValueError(f"{record!r:.80} is not a JSON object")
+        return record
+
+    def _text(self, index: int) -> str | None:
+        data = self.read_member(index, TEXT)
+        return None if data is None else data.decode("utf-8-sig")
+
+    def _captions_in(self, record: dict[str, object] | None, index: int) -> Captions:
+        name = self._name(index)[1]
+        if self.caption_weights is not None:
+            text = self._text(index) if TXT_FIELD in self.caption_weights else None
+            fields = (record or {}) if text is None else {**(record or {}), TXT_FIELD: text}
+            return weighted_captions(fields, self.caption_weights, name)
+        for caption_field in self.caption_fields if record else ():
+            if caption_field in record:
+                return Captions(as_captions(record[caption_field], name))
+        if (text := self._text(index)) is not None:
+            return Captions(as_captions(text, name))
+        if record is not None:
             detail = f"no {' or '.join(map(repr, self.caption_fields))} in its .json, which has {', '.join(record)}"
             raise BadSample(Fault("bad_caption", name, detail))
-        return []
+        return Captions([])
 
-    def load(self, index: int) -> RawSample:
-        path, key = self._locate(index)
-        captions = self.read_captions(index)
-        data = self.read_member(index, _IMAGE)
+    def _described(self, index: int) -> tuple[Captions, dict[str, object]]:
+        """The captions, and all that the `.json` holds."""
+        try:
+            record = self._record(index)
+            return self._captions_in(record, index), record or {}
+        except ValueError as error:  # not UTF-8 and broken JSON are ValueErrors too
+            raise BadSample(Fault("bad_caption", self._name(index)[1], one_line(error))) from error
+
+    def read_captions(self, index: int) -> list[str]:
+        return self._described(index)[0].texts
+
+    def read(self, index: int) -> StoredSample:
+        key, name = self._name(index)
+        captions, record = self._described(index)
+        data = self.read_member(index, IMAGE)
         assert data is not None, "samples without a picture are left out of the index"
-        return RawSample(decode_image(data, f"{os.path.basename(path)}/{key}"), captions, key)
+        return StoredSample(data, captions, key, name, record=record)

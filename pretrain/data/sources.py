@@ -1,108 +1,43 @@
-"""Where pictures and captions come from: COCO captions, tables of paths, folders (tar shards are in `shards.py`).
-
-A source gives any sample by its index and keeps no position, so that the order of a run can be a function of
-(seed, the sample's number in the run) alone. It can be pickled into DataLoader workers. What it holds per sample lies
-in arrays and byte strings rather than in Python objects, whose reference counts would copy it into every worker.
-"""
+"""Where pictures and captions come from: folders, COCO captions, tables of paths (tar shards are in `shards.py`)."""
 
 import csv
 import io
 import json
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from pretrain.data.storage import BadSample, PackedStrings, RangeReader, decode_image, one_line, spread_order
+from pretrain.data.samples import Captions, FileSource, RawSample, Source, StoredSample, as_captions, weighted_captions
+from pretrain.data.storage import (
+    BadSample,
+    PackedStrings,
+    RangeReader,
+    decode_image,
+    digest,
+    one_line,
+    read_picture,
+)
 from pretrain.types import Fault, UserError
+
+#: What a source is comes with the sources.
+__all__ = [
+    "BadSample",
+    "CocoCaptionSource",
+    "FileSource",
+    "FolderSource",
+    "RawSample",
+    "Source",
+    "TableSource",
+    "as_captions",
+    "decode_image",
+]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": ""}
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-
-
-@dataclass
-class RawSample:
-    """A picture and its captions as they are stored.
-
-    Attributes:
-        image: mode RGB, fully decoded, upright.
-        captions: all of them, as written; none for a picture without a caption.
-        key: the sample's name.
-        label: class number where the source has one.
-    """
-
-    image: Image.Image
-    captions: list[str]
-    key: str
-    label: int | None = None
-
-
-class Source(ABC):
-    """Samples by index.
-
-    Attributes:
-        faults: what was found unusable at construction, and is not among the samples.
-    """
-
-    def __init__(self) -> None:
-        self.faults: list[Fault] = []
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def load(self, index: int) -> RawSample:
-        """Read and decode the sample `index`, 0 .. len - 1.
-
-        Raises:
-            BadSample: kind "missing" for an absent file, "corrupt" for one that cannot be decoded, "bad_caption" for
-                captions that cannot be read.
-        """
-
-    @abstractmethod
-    def iter_captions(self, limit: int | None = None) -> Iterator[str]:
-        """Captions without decoding a picture (to train a tokenizer), at most `limit`; unreadable ones are left out."""
-
-    def choose_caption(self, sample: RawSample, rng: np.random.Generator) -> str:
-        """One of the sample's captions, all alike likely; "" where it has none."""
-        return sample.captions[int(rng.integers(len(sample.captions)))] if sample.captions else ""
-
-
-class FileSource(Source):
-    """A source whose captions can be read one sample at a time."""
-
-    @abstractmethod
-    def read_captions(self, index: int) -> list[str]:
-        """The captions of the sample `index`. Raises BadSample where they cannot be read."""
-
-    def iter_captions(self, limit: int | None = None) -> Iterator[str]:
-        order = range(len(self)) if limit is None else spread_order(len(self))
-        return islice(self._captions(order), limit)
-
-    def _captions(self, order: Iterable[int]) -> Iterator[str]:
-        for index in order:
-            # Counted when training draws the sample; here it has no captions to give.
-            with suppress(BadSample):
-                yield from self.read_captions(index)
-
-
-def as_captions(value: object, key: str) -> list[str]:
-    """A caption, a list of captions or null as a list without blank ones.
-
-    Raises:
-        BadSample: "bad_caption" for any other value.
-    """
-    values = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(caption, str) for caption in values):
-        raise BadSample(Fault("bad_caption", key, f"{value!r:.80} is neither a caption nor a list of captions"))
-    return [caption for caption in values if caption.strip()]
 
 
 def _existing(field: str, path: str | Path, *, folder: bool) -> Path:
@@ -145,9 +80,12 @@ class FolderSource(FileSource):
     def read_captions(self, index: int) -> list[str]:
         return []
 
-    def load(self, index: int) -> RawSample:
+    def identity(self) -> str:
+        return f"FolderSource {digest(*self._names.parts())}"
+
+    def read(self, index: int) -> StoredSample:
         key = self._names[index]
-        return RawSample(decode_image(self.path / key, key), [], key)
+        return StoredSample(read_picture(self.path / key, key), Captions([]), key, key)
 
 
 class CocoCaptionSource(FileSource):
@@ -191,9 +129,12 @@ class CocoCaptionSource(FileSource):
     def read_captions(self, index: int) -> list[str]:
         return as_captions(json.loads(self._captions_json[index]), self._names[index])
 
-    def load(self, index: int) -> RawSample:
-        key, captions = self._names[index], self.read_captions(index)
-        return RawSample(decode_image(self.images / key, key), captions, key)
+    def identity(self) -> str:
+        return f"CocoCaptionSource {digest(*self._names.parts(), *self._captions_json.parts())}"
+
+    def read(self, index: int) -> StoredSample:
+        key, captions = self._names[index], Captions(self.read_captions(index))
+        return StoredSample(read_picture(self.images / key, key), captions, key, key)
 
 
 class TableSource(FileSource):
@@ -207,6 +148,7 @@ class TableSource(FileSource):
         images: folder that relative image paths start from; None: the table's folder.
         image_column: name of the column with image paths.
         caption_column: name of the column with captions.
+        caption_weights: columns of several kinds of caption, each with its weight, in place of `caption_column`.
 
     Raises:
         UserError: a path does not exist, the suffix is another one, a column is not there, there are no rows, or
@@ -220,11 +162,12 @@ class TableSource(FileSource):
         *,
         image_column: str = "image",
         caption_column: str = "caption",
+        caption_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.path = _existing("path", path, folder=False)
         self.images = self.path.parent if images is None else _existing("images", images, folder=True)
-        self.image_column, self.caption_column = image_column, caption_column
+        self.image_column, self.caption_column, self.caption_weights = image_column, caption_column, caption_weights
         suffix = self.path.suffix.lower()
         if suffix not in _DELIMITERS:
             raise UserError(f"path: {str(path)!r} ends in {suffix!r}; a table is a {', '.join(_DELIMITERS)} file")
@@ -235,7 +178,12 @@ class TableSource(FileSource):
         if not len(self._bounds):
             raise UserError(f"path: {str(self.path)!r} has no rows")
         columns = self._header if self._delimiter else self._json_fields()
-        for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
+        captions = [("caption_column", caption_column)] if caption_weights is None else []
+        for argument, column in [
+            ("image_column", image_column),
+            *captions,
+            *(("captions", name) for name in caption_weights or ()),
+        ]:
             if column not in columns:
                 raise UserError(f"{argument}: {self.path.name} has no column {column!r}; it has {', '.join(columns)}")
 
@@ -293,15 +241,23 @@ class TableSource(FileSource):
         except ValueError as error:  # not UTF-8 and broken JSON are ValueErrors too
             raise BadSample(Fault("bad_caption", key, one_line(error))) from error
 
-    def read_captions(self, index: int) -> list[str]:
-        row = self._row(index)
-        return as_captions(row.get(self.caption_column), str(row.get(self.image_column)))
+    def _captions_of(self, row: Mapping[str, Any]) -> Captions:
+        key = str(row.get(self.image_column))
+        if self.caption_weights is not None:
+            return weighted_captions(row, self.caption_weights, key)
+        return Captions(as_captions(row.get(self.caption_column), key))
 
-    def load(self, index: int) -> RawSample:
+    def read_captions(self, index: int) -> list[str]:
+        return self._captions_of(self._row(index)).texts
+
+    def identity(self) -> str:
+        return f"TableSource {digest(self._bounds, repr(self._header).encode())}"
+
+    def read(self, index: int) -> StoredSample:
         row = self._row(index)
         name = row.get(self.image_column)
         key = str(name)
         if not isinstance(name, str) or not name.strip():
             raise BadSample(Fault("missing", f"{self.path.name}: {row!r:.80}", f"no path in {self.image_column!r}"))
-        captions = as_captions(row.get(self.caption_column), key)
-        return RawSample(decode_image(self.images / name.strip(), key), captions, key)
+        captions = self._captions_of(row)
+        return StoredSample(read_picture(self.images / name.strip(), key), captions, key, key)

@@ -1,13 +1,13 @@
 """The run's samples by number: sample k is a function of (seed, k), whatever worker or rank asks for it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from pretrain.data.order import UNIT, Mixture, Order, Place
 from pretrain.data.sources import BadSample, RawSample, Source
 from pretrain.data.tokenizers import CaptionTokenizer, clean_caption, collate_captions
 from pretrain.data.transforms import Transform
@@ -37,83 +37,101 @@ class Sample:
     attempts: int = 1
 
 
+@dataclass
+class Part:
+    """One source of a stream.
+
+    Attributes:
+        source: where pictures and captions come from.
+        transform: picture -> uint8 [3, H, W], with the sample's own generator.
+        order: which of the source's samples comes when.
+        name: the source's name in a mixture; "" where there is but one.
+        ahead: how much further on, in samples of the same lane, a source that fetches is told to get ready.
+    """
+
+    source: Source
+    transform: Transform
+    order: Order
+    name: str = ""
+    ahead: int = 2048
+
+    def key(self, key: str) -> str:
+        """A sample's or fault's name, with the source's in front where there are several."""
+        return f"{self.name}:{key}" if self.name else key
+
+    def index(self, place: Place) -> int:
+        """Place in the source; a source that fetches is told what comes later."""
+        if self.source.prefetches and place.offset % UNIT == 0:
+            later = place._replace(offset=place.offset + self.ahead)
+            self.source.prefetch(self.order.index(later))
+        return self.order.index(place)
+
+
 class SampleStream(Dataset):
     """Sample k of a run, for any k.
 
-    Training (`shuffled`) goes through the source in epochs, each in an order of its own; an unusable sample is replaced by
-    another, drawn for the same k. Validation takes the source in its order and leaves unusable samples out.
+    In training an unusable sample is replaced by another of the same source, drawn for the same k; in validation it is left
+    out.
 
     Args:
-        source: where pictures and captions come from.
-        transform: picture -> uint8 [3, H, W], with the sample's own generator.
+        parts: the sources.
+        mixture: which part and place sample k comes from.
         tokenizer: for the captions.
         seed: the run's seed.
-        shuffled: epochs in random order, bad samples replaced.
+        replaces: whether unusable samples are replaced.
         length: how many samples there are to ask for.
     """
 
     def __init__(
         self,
-        source: Source,
+        parts: Sequence[Part],
+        mixture: Mixture,
         *,
-        transform: Transform,
         tokenizer: CaptionTokenizer,
         seed: int,
-        shuffled: bool,
+        replaces: bool,
         length: int,
     ) -> None:
-        self.source, self.transform, self.tokenizer = source, transform, tokenizer
-        self.seed, self.shuffled, self.length = seed, shuffled, length
-        self._order: tuple[int, np.ndarray] | None = None
+        self.parts, self.mixture, self.tokenizer = list(parts), mixture, tokenizer
+        self.seed, self.replaces, self.length = seed, replaces, length
 
     def __len__(self) -> int:
         return self.length
 
-    def index(self, position: int) -> int:
-        """Place in the source of sample `position`."""
-        epoch, place = divmod(position, len(self.source))
-        if not self.shuffled:
-            return place
-        if self._order is None or self._order[0] != epoch:
-            order = draw_rng(self.seed, "order", epoch).permutation(len(self.source))
-            self._order = (epoch, order)
-        return int(self._order[1][place])
+    def locate(self, position: int) -> tuple[int, int]:
+        """Number of the source, and place in it, of sample `position`."""
+        place = self.mixture.place(position)
+        return place.source, self.parts[place.source].index(place)
 
-    def _load(self, position: int) -> tuple[RawSample | None, list[Fault]]:
+    def _load(self, position: int) -> tuple[RawSample | None, Part, list[Fault]]:
         faults: list[Fault] = []
-        for attempt in range(MAX_ATTEMPTS if self.shuffled else 1):
-            index = self.index(position)
+        number, index = self.locate(position)
+        part = self.parts[number]
+        for attempt in range(MAX_ATTEMPTS if self.replaces else 1):
             if attempt:
-                index = draw_integer(self.seed, "replacement", position, 0, len(self.source) - 1, attempt)
+                index = draw_integer(self.seed, "replacement", position, 0, len(part.source) - 1, attempt)
             try:
-                return self.source.load(index), faults
+                return part.source.load(index), part, faults
             except BadSample as bad:
-                faults.append(bad.fault)
-        if not self.shuffled:
-            return None, faults
+                faults.append(replace(bad.fault, key=part.key(bad.fault.key)))
+        if not self.replaces:
+            return None, part, faults
         last = faults[-1]
         raise UserError(
             f"data: {MAX_ATTEMPTS} unusable samples in a row, the last is {last.key} ({last.kind}: {last.detail})"
         )
 
     def __getitem__(self, position: int) -> Sample:
-        raw, faults = self._load(position)
+        raw, part, faults = self._load(position)
         sample = Sample(position, faults=faults, attempts=len(faults) + (raw is not None))
         if raw is None:
             return sample
-        sample.image_CHW = self.transform(raw.image, draw_rng(self.seed, "crop", position))
-        caption = self.source.choose_caption(raw, draw_rng(self.seed, "caption", position))
-        sample.caption, sample.key, sample.label = clean_caption(caption), raw.key, raw.label
+        sample.image_CHW = part.transform(raw.image, draw_rng(self.seed, "crop", position))
+        caption = part.source.choose_caption(raw, draw_rng(self.seed, "caption", position))
+        sample.caption, sample.key, sample.label = clean_caption(caption), part.key(raw.key), raw.label
         if sample.caption:
             sample.token_ids = self.tokenizer.encode([sample.caption])[0]
         return sample
-
-
-class SceneStream(SampleStream):
-    """Scenes never repeat unless their number is limited, so there is nothing to shuffle."""
-
-    def index(self, position: int) -> int:
-        return position % len(self.source)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from pretrain.types import UserError
 
@@ -87,11 +88,18 @@ class TrainTransform:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         """RGB picture to uint8 [3, img_size, img_size]."""
         box = random_crop_box(image.width, image.height, rng, scale=self.scale, ratio=self.ratio)
-        # Not resize(box=...): its filter would also see pixels around the crop, by up to 20 grey levels at the border.
-        image = image.crop(box).resize((self.img_size, self.img_size), Image.Resampling.BICUBIC)
-        if rng.random() < self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(image)
+        left, top, right, bottom = box
+        # The crop first: a filter over the whole picture would also see pixels around the crop. torch's kernel takes a third
+        # of Pillow's time here, and differs from it by one grey level at most.
+        crop_1CHW = torch.from_numpy(np.array(image)[top:bottom, left:right]).permute(2, 0, 1)[None]
+        size = (self.img_size, self.img_size)
+        image_CHW = F.interpolate(crop_1CHW, size=size, mode="bicubic", antialias=True, align_corners=False)[0]
+        return (image_CHW.flip(-1) if rng.random() < self.flip else image_CHW).contiguous()
+
+    def spare(self, width: int, height: int) -> float:
+        """How many times smaller a picture may be decoded without any crop of it coming out below `img_size`."""
+        smallest = math.sqrt(width * height * self.scale[0] * min(self.ratio[0], 1 / self.ratio[1]))
+        return min(smallest, width, height) / self.img_size  # a narrow picture is cropped to its whole width or height
 
 
 class EvalTransform:

@@ -209,6 +209,8 @@ class _Two(Source):
     def load(self, index):
         return RawSample(Image.new("RGB", (2, 2)), ["a", "b"], "k")
 
+    read = load
+
     def iter_captions(self, limit=None):
         yield from ("a", "b")
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.data.datamodule import ImageTextData, SourceConfig
+from pretrain.data.datamodule import ImageTextData
+from pretrain.data.order import InOrder, Mixture, Shuffled
+from pretrain.data.source_config import SourceConfig
 from pretrain.data.sources import FolderSource, TableSource
-from pretrain.data.stream import Collate, PositionBatches, SampleStream
+from pretrain.data.stream import Collate, Part, PositionBatches, SampleStream
 from pretrain.data.tokenizers import BpeTokenizer
 from pretrain.data.transforms import TrainTransform
 from pretrain.types import ImageSpec, UserError
@@ -36,18 +38,24 @@ def table(folder, captions=lambda index: [f"picture {index}", f"another {index}"
 
 
 def stream(source, tokenizer, *, shuffled=True, seed=0):
+    order = Shuffled(len(source), seed=seed) if shuffled else InOrder(len(source))
     return SampleStream(
-        source, transform=TrainTransform(16), tokenizer=tokenizer, seed=seed, shuffled=shuffled, length=1000
+        [Part(source, TrainTransform(16), order)],
+        Mixture([1.0], seed=seed, num_lanes=64),
+        tokenizer=tokenizer,
+        seed=seed,
+        replaces=shuffled,
+        length=1000,
     )
 
 
 def test_each_epoch_takes_every_sample_once_in_another_order(pictures, tokenizer):
     source = stream(table(pictures), tokenizer)
-    epochs = [[source.index(position) for position in range(epoch * 10, epoch * 10 + 10)] for epoch in range(3)]
+    epochs = [[source.locate(position)[1] for position in range(epoch * 10, epoch * 10 + 10)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     other = stream(table(pictures), tokenizer, seed=1)
-    assert [other.index(position) for position in range(10)] != epochs[0]
+    assert [other.locate(position)[1] for position in range(10)] != epochs[0]
 
 
 def test_a_sample_is_a_function_of_seed_and_number(pictures, tokenizer):
@@ -150,3 +158,58 @@ def test_bad_source_configs(config, message):
 def test_photographs_need_a_validation_source():
     with pytest.raises(UserError, match=r"data\.val is needed"):
         ImageTextData(SourceConfig("folder", path="x"), image=ImageSpec(32))
+
+
+def test_a_mixture_draws_from_each_source_and_names_it(pictures, tokenizer):
+    (pictures / "3.png").write_bytes(b"no picture")
+    sources = [table(pictures), FolderSource(pictures)]
+    parts = [
+        Part(source, TrainTransform(16), Shuffled(len(source), seed=0), name)
+        for source, name in zip(sources, ("told", "bare"), strict=True)
+    ]
+    mixture = Mixture([3, 1], seed=0, num_lanes=2)
+    mixed = SampleStream(parts, mixture, tokenizer=tokenizer, seed=0, replaces=True, length=1000)
+    samples = [mixed[position] for position in range(200)]
+    named = [sample.key.split(":")[0] for sample in samples]
+    assert 135 <= named.count("told") <= 165
+    assert named.count("told") + named.count("bare") == 200
+    for sample, name in zip(samples, named, strict=True):
+        assert bool(sample.caption) == (name == "told")
+    faults = {fault.key for sample in samples for fault in sample.faults}
+    assert faults == {"told:3.png", "bare:3.png"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "exactly one of data.train"),
+        (
+            {"train": SourceConfig("folder", path="x"), "mixture": {"a": SourceConfig("folder", path="x")}},
+            "exactly one",
+        ),
+        ({"mixture": {}}, "data.mixture is empty"),
+        ({"mixture": {"a b": SourceConfig("folder", path="x")}}, "'a b'"),
+        ({"train": SourceConfig("folder", path="x", weight=2.0)}, "data.train.weight=2.0"),
+        ({"mixture": {"a": SourceConfig("folder", path="x")}}, "data.val is needed with data.mixture"),
+        ({"train": SourceConfig("scenes"), "num_lanes": 0}, "data.num_lanes=0"),
+        ({"train": SourceConfig("scenes"), "shuffle_window": 0}, "data.shuffle_window=0"),
+    ],
+)
+def test_bad_data_configs(given, message):
+    with pytest.raises(UserError, match=message):
+        ImageTextData(image=ImageSpec(32), **given)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (SourceConfig("shards", path="x", caption_field="a", captions={"b": 1.0}), "not both"),
+        (SourceConfig("shards", path="x", captions={"b": 0.0}), "weight above 0"),
+        (SourceConfig("parquet"), "data.train.path is needed"),
+        (SourceConfig("parquet", path="nowhere"), "nowhere"),
+        (SourceConfig("coco", path="x", images="y", captions={"a": 1.0}), "not used by kind=coco"),
+    ],
+)
+def test_bad_caption_kinds(config, message):
+    with pytest.raises(UserError, match=message):
+        config.build("train", seed=0, split="train", img_size=32)

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 
+from pretrain.data.storage import decode_image
 from pretrain.data.transforms import EvalTransform, PlainTransform, TrainTransform, random_crop_box, to_tensor
 from pretrain.types import UserError
 
@@ -130,3 +133,42 @@ def test_plain_refuses_another_size():
 def test_values_out_of_range(arguments, field):
     with pytest.raises(UserError, match=field):
         TrainTransform(**{"img_size": 8, **arguments})
+
+
+def _jpeg(width, height):
+    ramp = (
+        np.linspace(0, 255, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None] * np.array([1, 0.7, 0.4])
+    )
+    buffer = io.BytesIO()
+    Image.fromarray(ramp.astype(np.uint8)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [((500, 375), (250, 188)), ((200, 150), (200, 150)), ((3000, 2000), (375, 250)), ((2000, 400), (1000, 200))],
+)
+def test_a_jpeg_is_decoded_no_smaller_than_any_crop_needs(size, decoded):
+    """For 112 pixels: the smallest crop has 0.4 of the area and a side of sqrt(0.4 * 0.75) = 0.55 of its root."""
+    transform = TrainTransform(112, scale=SCALE, ratio=RATIO)
+    image = decode_image(_jpeg(*size), "x", spare=transform.spare)
+    assert image.size == decoded
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_crop_box(*image.size, rng, scale=SCALE, ratio=RATIO) for _ in range(300)])
+    sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    if size != (200, 150):  # which was too small as it was
+        assert sides.min() >= 112 * 0.98
+
+
+def test_reduced_decoding_shows_the_same_picture():
+    data = _jpeg(1200, 900)
+    whole, reduced = decode_image(data, "x"), decode_image(data, "x", spare=TrainTransform(112).spare)
+    assert reduced.size == (300, 225)
+    images = [EvalTransform(112)(image, np.random.default_rng(0)).float() for image in (whole, reduced)]
+    assert (images[0] - images[1]).abs().mean() < 1.0
+
+
+def test_only_jpegs_are_reduced():
+    buffer = io.BytesIO()
+    _noise(800, 600).save(buffer, "PNG")
+    assert decode_image(buffer.getvalue(), "x", spare=lambda width, height: 8.0).size == (800, 600)
