@@ -119,7 +119,9 @@ class CausalAttention(nn.Module):
                 future_SS = torch.ones(length, length, dtype=torch.bool, device=x_BSD.device).triu(1)
                 scores_BHSS = scores_BHSS.masked_fill(future_SS, float("-inf"))
             out_BHSK = scores_BHSS.softmax(-1) @ v_BHSK
-        return self.proj(out_BHSK.transpose(1, 2).reshape(batch, length, width)), (k_BHSK, v_BHSK)
+        # generation takes no gradient; an output with one would be hooked by FSDP2, which does not like views
+        cache = k_BHSK.detach(), v_BHSK.detach()
+        return self.proj(out_BHSK.transpose(1, 2).reshape(batch, length, width)), cache
 
 
 class DecoderBlock(nn.Module):

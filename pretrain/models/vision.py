@@ -99,6 +99,8 @@ class EncoderConfig:
         init: "published" is xavier uniform with positions N(0, 0.02); "timm" is the model's own.
         mean: per channel, on pixels in 0..1; the model's own where not given.
         std: likewise.
+        weights: file or folder with weights to start from: a run, an export, timm's, Hugging Face's or the released AIMv2
+            layout (`pretrain.models.weights`). Read when training starts, never when an export is loaded back.
     """
 
     name: str = "aimv2_nano_patch4_32"
@@ -111,6 +113,7 @@ class EncoderConfig:
     init: Literal["published", "timm"] = "published"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    weights: str | None = None
 
     def image_spec(self) -> ImageSpec:
         """Picture size and statistics, without building the model."""
@@ -130,15 +133,20 @@ def _check_name(name: str) -> None:
         raise UserError(f"encoder.name={name!r} is not a timm model{hint}")
 
 
-def build_encoder(config: EncoderConfig) -> VisionTransformer:
-    """Build an encoder whose tokens see each other only through attention.
+def mlp_ratio(mlp_hidden_dim: int, *, embed_dim: int) -> float:
+    """The `mlp_ratio` that timm turns into `mlp_hidden_dim`: it cuts off behind the point, where h / D * D can fall short."""
+    ratio = mlp_hidden_dim / embed_dim
+    return ratio if int(embed_dim * ratio) == mlp_hidden_dim else (mlp_hidden_dim + 0.5) / embed_dim
+
+
+def timm_args(config: EncoderConfig) -> dict[str, Any]:
+    """What `timm.create_model(config.name, ...)` takes for the encoder's shape: numbers and names, fit for a JSON file.
 
     Class and register tokens are left out, the final norm stays in front of any pooling, pooling modules and heads are
     dropped: each would let a patch in the prefix's rear be seen from its front.
 
     Raises:
-        UserError: unknown name, a model that is not timm's VisionTransformer, sizes that do not fit, or one whose
-            blocks cannot take an attention mask.
+        UserError: unknown name, a model that is not timm's VisionTransformer, or sizes that do not fit.
     """
     _check_name(config.name)
     with torch.device("meta"):
@@ -153,8 +161,6 @@ def build_encoder(config: EncoderConfig) -> VisionTransformer:
             "neighbouring patches; prefix attention needs separate patches"
         )
     args: dict[str, Any] = dict(class_token=False, reg_tokens=0, global_pool="avg", fc_norm=False, num_classes=0)
-    if config.name.startswith("aimv2_"):
-        args |= dict(norm_layer=_norm, embed_norm_layer=_norm)
     for field in ("patch_size", "embed_dim", "depth", "num_heads"):
         if (value := getattr(config, field)) is not None:
             args[field] = value
@@ -169,7 +175,19 @@ def build_encoder(config: EncoderConfig) -> VisionTransformer:
     if embed_dim % num_heads:
         raise UserError(f"encoder.embed_dim={embed_dim} is not a multiple of the {num_heads} heads")
     if config.mlp_hidden_dim is not None:
-        args["mlp_ratio"] = config.mlp_hidden_dim / embed_dim
+        args["mlp_ratio"] = mlp_ratio(config.mlp_hidden_dim, embed_dim=embed_dim)
+    return args
+
+
+def build_encoder(config: EncoderConfig) -> VisionTransformer:
+    """Build an encoder whose tokens see each other only through attention, with fresh weights.
+
+    Raises:
+        UserError: as :func:`timm_args`, and for a model whose blocks cannot take an attention mask.
+    """
+    args = timm_args(config)
+    if config.name.startswith("aimv2_"):
+        args |= dict(norm_layer=_norm, embed_norm_layer=_norm)
     encoder = timm.create_model(config.name, pretrained=False, **args)
     _refuse_what_leaks(encoder, config.name)
     if config.init == "published":
