@@ -1,8 +1,13 @@
 """The command line: LightningCLI with named runs, a budget in steps or samples, and errors of one line."""
 
+import errno
 import logging
+import os
+import re
 import sys
 import warnings
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +15,21 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from pretrain.branch import copy_tokenizer, read_branch, trunk_checkpoint
 from pretrain.callbacks.baselines import Baselines
-from pretrain.callbacks.checkpoint import AtomicCheckpointIO, RunInterrupted, StopOnSignal
+from pretrain.callbacks.checkpoint import AtomicCheckpointIO, KeepCheckpoints, RunInterrupted, StopOnSignal
 from pretrain.callbacks.pictures import Pictures
 from pretrain.callbacks.summary import RunSummary, find_callback
 from pretrain.callbacks.throughput import Throughput
 from pretrain.data.datamodule import ImageTextData, global_batch_size
+from pretrain.data.source_config import SourceConfig
 from pretrain.module import PretrainModule
-from pretrain.run import check_latest, default_name, keep_metrics, resolve_checkpoint
+from pretrain.run import check_latest, default_name, keep_metrics, remove_leftovers, resolve_checkpoint
+from pretrain.strategies import FSDP2Strategy
 from pretrain.types import ImageSpec, UserError
 
 
@@ -30,6 +40,8 @@ def image_spec(module: PretrainModule) -> ImageSpec:
 
 #: fp16 is left out: its loss scaler and a fused optimiser with clipping do not go together
 PRECISIONS = ("None", "32", "32-true", "bf16-mixed")
+#: by name or class; what is left out keeps weights in ways that checkpoints and callbacks here do not know
+STRATEGIES = ("auto", "ddp", "fsdp2", DDPStrategy.__name__, FSDP2Strategy.__name__)
 #: Lightning's warnings about what is so on purpose
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",
@@ -38,8 +50,33 @@ _KNOWN_WARNINGS = (
     ".*isinstance.treespec.*",
     ".*args parameter is intended.*",
     ".*smaller than the logging interval.*",
+    ".*dirpath has changed from.*",  # a branch has a folder of its own
+    ".*sync_dist=True.*",  # the module has summed over ranks
     ".*your dataloader is not resumable.*",  # its position follows from the step
 )
+
+
+#: Where a launched process finds the name that the one which launched it has chosen.
+_NAME_VARIABLE = "PRETRAIN_RUN_NAME"
+
+
+def is_launched() -> bool:
+    """Whether Lightning has started this process from the run's first one. To be asked before the run has a name."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0 and _NAME_VARIABLE in os.environ
+
+
+def shared_name(configs: list[Path], *, num_nodes: int) -> str:
+    """Name for a run that was given none, the same in all its processes.
+
+    Raises:
+        UserError: the processes were started from outside (torchrun, SLURM), and have no way to agree on a time.
+    """
+    if is_launched():
+        return os.environ[_NAME_VARIABLE]
+    started = max(num_nodes, *(int(os.environ.get(variable, 1)) for variable in ("WORLD_SIZE", "SLURM_NTASKS")))
+    if started > 1:
+        raise UserError(f"--name is needed where several processes are started from outside (here {started})")
+    return default_name(configs)
 
 
 class PretrainCLI(LightningCLI):
@@ -53,7 +90,14 @@ class PretrainCLI(LightningCLI):
         parser.add_argument(
             "--max_samples", type=int | None, default=None, help="budget in samples; give this or trainer.max_steps"
         )
+        parser.add_argument(
+            "--branch_from",
+            type=str | None,
+            default=None,
+            help="trunk to go on from: a run, or a checkpoint that it kept",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(KeepCheckpoints, "keep")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.set_defaults(
             {
@@ -82,31 +126,49 @@ class PretrainCLI(LightningCLI):
             raise UserError(
                 f"trainer.precision={config.trainer.precision} is not supported: give one of {', '.join(PRECISIONS)}"
             )
+        strategy = config.trainer.strategy
+        strategy = strategy if isinstance(strategy, str) else strategy.class_path
+        if strategy.split(".")[-1] not in STRATEGIES:
+            raise UserError(f"trainer.strategy={strategy} is not supported: give auto, ddp or fsdp2")
         if config.name is None:
-            config.name = default_name([Path(str(path)) for path in config.config or []])
+            configs = [Path(str(path)) for path in config.config or []]
+            config.name = shared_name(configs, num_nodes=config.trainer.num_nodes)
         if not config.name or Path(config.name).name != config.name or config.name == "latest":
             raise UserError(f"--name {config.name!r} must be a plain folder name other than 'latest'")
+        os.environ[_NAME_VARIABLE] = config.name
         run = Path(config.runs) / config.name
         check_latest(run)  # before hours of training, not after
         config.ckpt_path = resolve_checkpoint(run, config.ckpt_path)
+        self.new_branch = config.branch_from is not None and config.ckpt_path is None
+        if self.new_branch:
+            config.ckpt_path = str(trunk_checkpoint(config.branch_from))
+        self.branch = None if config.ckpt_path is None else read_branch(config.ckpt_path, new=self.new_branch)
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = str(run / "checkpoints")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         run = Path(self.config[self.subcommand].trainer.default_root_dir)
         run.mkdir(parents=True, exist_ok=True)
-        keep_metrics(run)
+        if rank_zero_only.rank == 0:
+            keep_metrics(run)
+            remove_leftovers(run)
+            if self.new_branch:
+                copy_tokenizer(Path(self.config[self.subcommand].ckpt_path), run)
         loggers = [TensorBoardLogger(run, name="", version=""), CSVLogger(run, name="", version="")]
         return super().instantiate_trainer(logger=loggers, plugins=[AtomicCheckpointIO()], **kwargs)
 
     def before_fit(self) -> None:
         config, trainer = self.config[self.subcommand], self.trainer
+        # a run is one folder for all nodes; a tokenizer built by each of them would be built over the others'
+        self.datamodule.prepare_data_per_node = False
         if config.max_samples is not None:
             global_batch = global_batch_size(trainer, config.data.batch_size)
             if config.max_samples < global_batch:
                 raise UserError(f"max_samples={config.max_samples} is less than one step of {global_batch}")
             # Lightning takes the budget in steps when it is built, and only then knows how many devices there are
             trainer.fit_loop.epoch_loop.max_steps = config.max_samples // global_batch
+
+        self.model.branch, self.datamodule.keeps_tokenizer = self.branch, config.ckpt_path is not None
 
     def after_fit(self) -> None:
         find_callback(self.trainer, RunSummary).finish(self.trainer, self.model)
@@ -115,6 +177,21 @@ class PretrainCLI(LightningCLI):
 def default_callbacks() -> list[Any]:
     # StopOnSignal is last but for ModelCheckpoint, which Lightning moves to the end
     return [Baselines(), Throughput(), RunSummary(), StopOnSignal()]
+
+
+def refuse_unknown_fields(args: list[str]) -> None:
+    """UserError for a field of `data.train` or `data.val` that there is not.
+
+    jsonargparse does this by itself, but for an empty value (`--data.train.levls={}`), which it drops: the fields are of a
+    dataclass that may be absent.
+    """
+    known = [field.name for field in fields(SourceConfig)]
+    for arg in args:
+        match = re.match(r"--(data\.(?:train|val))\.(\w+)", arg)
+        if match and match.group(2) not in known:
+            near = get_close_matches(match.group(2), known, n=1)
+            hint = f"; did you mean {match.group(1)}.{near[0]}?" if near else f"; there are {', '.join(known)}"
+            raise UserError(f"{match.group(1)}.{match.group(2)} is no field of a source{hint}")
 
 
 def build_cli(args: list[str] | None = None) -> PretrainCLI:
@@ -155,6 +232,8 @@ def user_message(error: BaseException | None) -> str | None:
         if isinstance(error, UserError):
             # a loader's worker puts its traceback in front of the message
             return str(error).strip().splitlines()[-1].removeprefix("pretrain.types.UserError: ")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk is full ({error}); what was saved before is whole: free some space, go on with --ckpt_path last"
         if isinstance(error, ArgumentError | MisconfigurationException):
             return shorten(str(error))
         error = error.__cause__
@@ -163,9 +242,13 @@ def user_message(error: BaseException | None) -> str | None:
 
 def main(args: list[str] | None = None) -> int:
     """Entry point; user errors are one line on standard error and exit status 2."""
+    launched = is_launched()
     try:
+        refuse_unknown_fields(sys.argv[1:] if args is None else args)
         build_cli(args)
     except RunInterrupted as stop:
+        if launched:  # the first process reports; Lightning would kill it for another status than 0 here
+            return 0
         print(f"{stop}; go on with --ckpt_path last", file=sys.stderr)
         return 130
     except Exception as error:

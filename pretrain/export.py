@@ -6,14 +6,15 @@ export/tokenizer/
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from timm.models import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.data.tokenizers import CaptionTokenizer, load_tokenizer
 from pretrain.files import write_atomically
@@ -33,6 +34,7 @@ class Pretrained:
     """What an export holds, in evaluation mode on the CPU.
 
     Attributes:
+        config: the encoder by name and sizes.
         encoder: `forward_features(image_BCHW)` gives tokens [B, N, D] under full attention.
         image: picture size and statistics that belong to the weights.
         objective: the decoder(s); None in an export of the encoder alone.
@@ -40,6 +42,7 @@ class Pretrained:
         info: where the weights come from (step, samples seen, validation losses).
     """
 
+    config: EncoderConfig
     encoder: VisionTransformer
     image: ImageSpec
     objective: AIMv2Objective | None
@@ -47,12 +50,13 @@ class Pretrained:
     info: dict[str, Any]
 
 
-def _save(module: nn.Module, path: Path) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(tensors, metadata={"format": "pt"}))
 
 
-def _save_json(content: dict[str, Any], path: Path) -> None:
+def save_json(content: dict[str, Any], path: Path) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -60,11 +64,15 @@ def export_module(
     module: PretrainModule, folder: Path, *, image: ImageSpec, tokenizer: CaptionTokenizer, info: dict[str, Any]
 ) -> Path:
     """Write encoder, objective and tokenizer to `folder`; returns it."""
-    _save(module.encoder, folder / "encoder.safetensors")
-    encoder = {"format": FORMAT, "encoder": asdict(module.encoder_config), "image": asdict(image), "info": info}
-    _save_json(encoder, folder / "encoder.json")
-    _save(module.objective, folder / "objective.safetensors")
-    _save_json({"format": FORMAT, "objective": asdict(module.objective_config)}, folder / "objective.json")
+    save_tensors(module.encoder.state_dict(), folder / "encoder.safetensors")
+    # the weights are these now; where the run started from is told, and not needed to load them
+    config = replace(module.encoder_config, weights=None)
+    if module.encoder_config.weights is not None:
+        info = info | {"started_from": module.encoder_config.weights}
+    encoder = {"format": FORMAT, "encoder": asdict(config), "image": asdict(image), "info": info}
+    save_json(encoder, folder / "encoder.json")
+    save_tensors(module.objective.state_dict(), folder / "objective.safetensors")
+    save_json({"format": FORMAT, "objective": asdict(module.objective_config)}, folder / "objective.json")
     tokenizer.save(folder / "tokenizer")
     return folder
 
@@ -103,8 +111,12 @@ def _load_strictly(module: nn.Module, path: Path) -> None:
         ) from error
 
 
-def load_pretrained(path: str | Path) -> Pretrained:
+def load_pretrained(path: str | Path, *, encoder_only: bool = False) -> Pretrained:
     """Load a run's export, or an export folder, in one call.
+
+    Args:
+        path: the run or export.
+        encoder_only: leave decoder and tokenizer alone.
 
     Raises:
         UserError: nothing there, a damaged file, or weights that do not fit.
@@ -121,17 +133,17 @@ def load_pretrained(path: str | Path) -> Pretrained:
         **{name: tuple(value) if isinstance(value, list) else value for name, value in about["image"].items()}
     )
     objective = tokenizer = None
-    if (folder / "objective.json").is_file():
+    if (folder / "objective.json").is_file() and not encoder_only:
         tokenizer = load_tokenizer(folder / "tokenizer")
         fields = _read_json(folder / "objective.json")["objective"]
         fields |= {"decoder": DecoderConfig(**fields["decoder"]), "prefix": PrefixConfig(**fields["prefix"])}
         objective = AIMv2Objective(AIMv2Config(**fields), encoder=encoder, vocab_size=tokenizer.vocab_size)
         _load_strictly(objective, folder / "objective.safetensors")
         objective.eval().requires_grad_(False)
-    return Pretrained(encoder.eval().requires_grad_(False), image, objective, tokenizer, about["info"])
+    return Pretrained(config, encoder.eval().requires_grad_(False), image, objective, tokenizer, about["info"])
 
 
 def load_encoder(path: str | Path) -> tuple[VisionTransformer, ImageSpec]:
     """The encoder of a run or export, with its picture size and statistics."""
-    loaded = load_pretrained(path)
+    loaded = load_pretrained(path, encoder_only=True)
     return loaded.encoder, loaded.image

@@ -1,20 +1,40 @@
 """The LightningModule: an encoder, an objective, a loss that does not depend on how samples fall on devices."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.models import VisionTransformer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pretrain.data.datamodule import global_batch_size
 from pretrain.models.attention import choose_fused_attention
+from pretrain.models.compiling import compile_blocks
+from pretrain.models.recompute import recompute_blocks
+from pretrain.models.sharding import is_sharded, shard
 from pretrain.models.vision import EncoderConfig, build_encoder, refuse_leaks
+from pretrain.models.weights import load_weights
 from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
-from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
+from pretrain.optim import Branch, OptimConfig, apply_config, build_optimizer, rate_factor
 from pretrain.types import ImageTextBatch, LossTerm, UserError
+
+
+def blank_batch(img_size: int) -> ImageTextBatch:
+    """One grey picture without a caption."""
+    return ImageTextBatch(
+        image_BCHW=torch.zeros(1, 3, img_size, img_size),
+        text_BL=torch.zeros(1, 8, dtype=torch.long),
+        text_valid_BL=torch.zeros(1, 8, dtype=torch.bool),
+        position_B=torch.zeros(1, dtype=torch.long),
+        seed=0,
+        keys=[""],
+        captions=[""],
+    )
 
 
 class PretrainModule(lightning.LightningModule):
@@ -24,26 +44,46 @@ class PretrainModule(lightning.LightningModule):
         encoder: the encoder, by timm's name and overrides.
         objective: the objective's options.
         optim: optimiser and schedule.
+        activation_checkpointing: transformer blocks keep their input alone and run again in the backward pass: less
+            memory, one forward pass more.
+        compile: torch.compile the transformer blocks: the first steps take a minute, the others less time.
     """
 
-    def __init__(self, encoder: EncoderConfig, objective: AIMv2Config, optim: OptimConfig) -> None:
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        objective: AIMv2Config,
+        optim: OptimConfig,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
         optim.check()
         self.encoder_config, self.objective_config, self.optim_config = encoder, objective, optim
+        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile
         self.encoder: VisionTransformer | None = None
         self.objective: nn.Module | None = None
+        #: where this run left its trunk; read from the checkpoint before training starts
+        self.branch: Branch | None = None
         self._val_sums: dict[str, Tensor] = {}
+        self._val_passes = 0
         self._last: tuple[ImageTextBatch, dict[str, Tensor]] | None = None
 
     def configure_model(self) -> None:
-        """Build encoder and objective, once the tokenizer's size is known (and inside a sharding strategy's context)."""
-        if self.encoder is None:
-            self.build(self.trainer.datamodule.tokenizer.vocab_size)
-            low_precision = "bf16" in str(self.trainer.precision)
-            device_type = self.trainer.strategy.root_device.type
-            choose_fused_attention(
-                self, device_type=device_type, dtype=torch.bfloat16 if low_precision else torch.float32
-            )
+        """Build encoder and objective, once the tokenizer's size is known, and shard them where the strategy does."""
+        if self.encoder is not None:
+            return
+        self.build(self.trainer.datamodule.tokenizer.vocab_size)
+        low_precision = "bf16" in str(self.trainer.precision)
+        device_type = self.trainer.strategy.root_device.type
+        choose_fused_attention(self, device_type=device_type, dtype=torch.bfloat16 if low_precision else torch.float32)
+        if self.activation_checkpointing:
+            recompute_blocks(self)
+        if self.compile_blocks:
+            compile_blocks(self, device_type=device_type)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            mesh = self.device_mesh["data_parallel"]
+            shard([self.encoder, self.objective], mesh=mesh, low_precision=low_precision)
 
     def build(self, vocab_size: int) -> None:
         """Build the modules for a vocabulary of `vocab_size`."""
@@ -52,15 +92,32 @@ class PretrainModule(lightning.LightningModule):
             refuse_leaks(self.encoder, self.encoder_config)
         self.objective = AIMv2Objective(self.objective_config, encoder=self.encoder, vocab_size=vocab_size)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def rate_factor(self) -> Callable[[int], float]:
+        """Factor of the peak rate, by optimiser step."""
         config, trainer = self.optim_config, self.trainer
         warmup_steps = config.warmup_steps
         if warmup_steps is None:
             warmup_steps = round(config.warmup_samples / global_batch_size(trainer, trainer.datamodule.batch_size))
-        optimizer = build_optimizer(self, config)
-        factor = warmup_cosine(config, warmup_steps=warmup_steps, total_steps=trainer.max_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return rate_factor(config, warmup_steps=warmup_steps, total_steps=trainer.max_steps, branch=self.branch)
+
+    def on_train_start(self) -> None:
+        """Take over the weights to start from. Not in `configure_model`: whether the run goes on from a checkpoint, which has
+        its own, is known here (Lightning 2.6.6 sets `ckpt_path` when it restores)."""
+        weights = self.encoder_config.weights
+        if weights is not None and self.trainer.ckpt_path is None:
+            load_weights(self.encoder, weights, image=self.encoder_config.image_spec())
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self, self.optim_config)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["branch"] = None if self.branch is None else list(self.branch)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rates and decay are the config's, whatever the checkpoint remembers."""
+        apply_config(checkpoint, self.optim_config, self.rate_factor())
 
     def configure_gradient_clipping(
         self,
@@ -76,7 +133,11 @@ class PretrainModule(lightning.LightningModule):
         if gradient_clip_algorithm not in (None, "norm"):
             raise UserError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm!r}: only 'norm' is supported")
         max_norm = float("inf") if gradient_clip_val is None else gradient_clip_val
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm, foreach=True)
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters], foreach=True)
+        if isinstance(norm, DTensor):  # of this rank's shards alone until it is asked for
+            norm = norm.full_tensor()
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
         if not torch.isfinite(norm):
             self._stop_on_non_finite("gradient")
         self.log("train/grad_norm", norm)
@@ -129,16 +190,30 @@ class PretrainModule(lightning.LightningModule):
         raise UserError(f"the {what} is not finite at step {record['step']} ({terms}); the batch's keys are in {path}")
 
     def on_validation_epoch_start(self) -> None:
-        self._val_sums = {}
+        self._val_sums, self._val_passes = {}, 0
 
     def validation_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         if not len(batch):  # all its samples were unusable
             return
+        self._val_passes += 1
         for name, term in self.objective.validation_terms(self.encoder, batch).items():
             both = torch.stack([term.total.double(), term.count.double()])
             self._val_sums[name] = self._val_sums.get(name, 0) + both
 
+    def _keep_up(self) -> None:
+        """Pass as many batches through a sharded model as the rank with the most: gathering weights takes all of them.
+
+        A rank has fewer where samples ran out or were unusable. What passes instead is blank and counts nowhere.
+        """
+        if not is_sharded(self.encoder):
+            return
+        blank = blank_batch(self.encoder_config.image_spec().img_size).to(self.device)
+        with self.trainer.precision_plugin.val_step_context():
+            for _ in range(self.trainer.num_val_batches[0] - self._val_passes):
+                self.objective.validation_terms(self.encoder, blank)
+
     def on_validation_epoch_end(self) -> None:
+        self._keep_up()
         for name in self.objective.validation_names():
             zero = torch.zeros(2, dtype=torch.double, device=self.device)
             total, count = self._sum_over_ranks(self._val_sums.get(name, zero))

@@ -1,6 +1,7 @@
 """Run folders: runs/NAME holds a run's config, logs, checkpoints, pictures and export; runs/latest names the last good one."""
 
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def keep_metrics(run: Path) -> None:
         while (run / f"metrics_{number}.csv").exists():
             number += 1
         current.rename(run / f"metrics_{number}.csv")
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a process that was killed while it wrote has left beside checkpoints and exports."""
+    for path in run.rglob(".*.tmp"):
+        path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
 
 def check_latest(run: Path) -> Path:

@@ -12,14 +12,25 @@ from lightning.pytorch.callbacks import Callback
 
 from pretrain.files import atomic_file
 from pretrain.run import checkpoint_path
+from pretrain.types import UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes, moves into place; reads tensors and plain Python only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        with atomic_file(path) as file:
-            torch.save(checkpoint, file)
+        try:
+            with atomic_file(path) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            # torch's writer reports a failed write as a RuntimeError, with the operating system's reason as its context
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            whole = (
+                "the last one there is whole: go on with --ckpt_path last" if Path(path).exists() else "none was there"
+            )
+            raise UserError(f"the checkpoint {path} cannot be written ({cause.strerror or cause}); {whole}") from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = lambda storage, _: storage, weights_only: bool | None = True
@@ -77,3 +88,23 @@ class StopOnSignal(Callback):
 
     def on_fit_end(self, *args: Any) -> None:
         self._restore()
+
+
+class KeepCheckpoints(Callback):
+    """Keeps the checkpoints of some steps for good, as checkpoints/step_0001000.ckpt, for branches to start from.
+
+    Args:
+        every_n_steps: optimiser steps between them; 0 keeps none but the last.
+    """
+
+    def __init__(self, every_n_steps: int = 0) -> None:
+        if every_n_steps < 0:
+            raise UserError(f"keep.every_n_steps={every_n_steps} must not be negative")
+        self.every_n_steps, self._kept_at = every_n_steps, -1
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        step = trainer.global_step
+        if not self.every_n_steps or step % self.every_n_steps or step in (0, self._kept_at):
+            return
+        self._kept_at = step  # the other micro-batches of the next step come with the same number
+        trainer.save_checkpoint(checkpoint_path(Path(trainer.default_root_dir)).with_name(f"step_{step:07d}.ckpt"))

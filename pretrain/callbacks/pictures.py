@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pretrain.callbacks.throughput import restart_clock
 from pretrain.data.stream import Collate
+from pretrain.models.sharding import is_sharded
 from pretrain.objectives.aimv2 import AIMv2Objective
 from pretrain.objectives.losses import patch_statistics, patchify, unpatchify
 from pretrain.types import ImageSpec, ImageTextBatch, UserError
@@ -84,9 +85,12 @@ class Pictures(Callback):
 
     @torch.no_grad()
     def draw(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Draw, save and log; only the first process does it, on its own copy of the weights."""
+        """Draw, save and log on the first process; where weights are in shards, the others pass the same batch along."""
         self._drawn_at = trainer.global_step
-        if not trainer.is_global_zero or not isinstance(pl_module.objective, AIMv2Objective):
+        if not isinstance(pl_module.objective, AIMv2Objective):
+            return
+        sharded = is_sharded(pl_module.encoder)
+        if not trainer.is_global_zero and not sharded:
             return
         objective, encoder, data = pl_module.objective, pl_module.encoder, trainer.datamodule
         batch = self._batch(trainer, pl_module.device)
@@ -102,9 +106,13 @@ class Pictures(Callback):
                 columns += zip((f"prefix of {prefix_len}", "predicted patches"), pair, strict=True)
             captions = None
             if objective.predicts_text:
-                ids_BL = objective.generate(encoder, batch.image_BCHW, eos_id=data.tokenizer.eos_id)
+                # in shards every rank must take as many steps as the others, so that none may find its captions done
+                eos_id = -1 if sharded else data.tokenizer.eos_id
+                ids_BL = objective.generate(encoder, batch.image_BCHW, eos_id=eos_id)
                 captions = [data.tokenizer.decode(ids) for ids in ids_BL.tolist()]
         pl_module.train(was_training)
+        if not trainer.is_global_zero:
+            return
         folder = Path(trainer.default_root_dir) / "pictures"
         folder.mkdir(exist_ok=True)
         figure = draw_figure(

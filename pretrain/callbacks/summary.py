@@ -16,6 +16,9 @@ from pretrain.callbacks.throughput import Throughput
 from pretrain.data.datamodule import global_batch_size
 from pretrain.export import export_module
 from pretrain.files import write_atomically
+from pretrain.memory import TOLERANCE, Step, device_bytes, estimate_memory, show_bytes
+from pretrain.models.sharding import is_sharded
+from pretrain.module import PretrainModule
 from pretrain.run import point_latest
 
 
@@ -25,6 +28,18 @@ def count_params(module: Any) -> str:
 
 def find_callback(trainer: lightning.Trainer, kind: type[Callback]) -> Any:
     return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+
+
+def whole_module(trainer: lightning.Trainer, pl_module: PretrainModule) -> PretrainModule:
+    """The module with all its weights on the first process: where they lie in shards, a copy; every rank takes part."""
+    if not is_sharded(pl_module.encoder):
+        return pl_module
+    weights = trainer.strategy.lightning_module_state_dict()
+    whole = PretrainModule(pl_module.encoder_config, pl_module.objective_config, pl_module.optim_config)
+    if trainer.is_global_zero:
+        whole.build(trainer.datamodule.tokenizer.vocab_size)
+        whole.load_state_dict(weights)
+    return whole
 
 
 class RunSummary(Callback):
@@ -46,6 +61,27 @@ class RunSummary(Callback):
             f"in {trainer.precision}" + (f", from step {step:,}" if step else ""),
             highlight=False,
         )
+        self._print_memory(trainer, pl_module)
+
+    @staticmethod
+    def _print_memory(trainer: lightning.Trainer, pl_module: PretrainModule) -> None:
+        device = trainer.strategy.root_device
+        step = Step(
+            batch_size=trainer.datamodule.batch_size,
+            low_precision="bf16" in str(trainer.precision),
+            activation_checkpointing=pl_module.activation_checkpointing,
+            world_size=trainer.world_size,
+            sharded=is_sharded(pl_module.encoder),
+        )
+        estimate = estimate_memory(pl_module.encoder, pl_module.objective, step)
+        Console().print(estimate.describe(step), highlight=False)
+        there = device_bytes(device, num_local=trainer.num_devices)
+        if estimate.total > TOLERANCE * there:
+            Console().print(
+                f"warning: a device has {show_bytes(there)}, which may not be enough: lower data.batch_size, set "
+                "model.activation_checkpointing=true, or shard with trainer.strategy=fsdp2",
+                highlight=False,
+            )
 
     def _collect(self, trainer: lightning.Trainer) -> dict[str, Any]:
         data = trainer.datamodule
@@ -73,11 +109,12 @@ class RunSummary(Callback):
         """Validate the last step if that has not been done, export, and print the summary; called when `fit` returns."""
         if self._validated_at != trainer.global_step:
             trainer.validate(pl_module, datamodule=trainer.datamodule, verbose=False)
+        exported = whole_module(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         run, data = Path(trainer.default_root_dir), trainer.datamodule
         info = self._collect(trainer)
-        export_module(pl_module, run / "export", image=data.image, tokenizer=data.tokenizer, info=info)
+        export_module(exported, run / "export", image=data.image, tokenizer=data.tokenizer, info=info)
         write_atomically(run / "summary.json", (json.dumps(info, indent=2) + "\n").encode())
         latest = point_latest(run)
         Console().print(self._panel(pl_module, run, latest, info))

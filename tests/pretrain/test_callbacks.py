@@ -8,7 +8,7 @@ from pretrain.callbacks.checkpoint import AtomicCheckpointIO
 from pretrain.callbacks.pictures import GREY, draw_figure, predicted_pictures
 from pretrain.callbacks.throughput import RateMeter
 from pretrain.files import write_atomically
-from pretrain.types import ImageSpec
+from pretrain.types import ImageSpec, UserError
 
 
 class FakeClock:
@@ -95,7 +95,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"No space.*the last one there is whole"):
         io.save_checkpoint({"step": 2}, path)
     assert io.load_checkpoint(path) == {"step": 1}
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
