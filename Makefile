@@ -8,9 +8,11 @@ ARGS    ?=
 SEEDS   ?= 3
 NAME    ?= seeds
 RUNS    ?= runs/latest
+RUN     ?= runs/latest
+TO      ?= timm
 
 .DEFAULT_GOAL := help
-.PHONY: help env pretrain seeds eval-scenes bench test lint format clean
+.PHONY: help env pretrain seeds eval-scenes describe export bench bench-data bench-scaling kills test lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,8 +52,25 @@ format: $(STAMP) ## format the code and fix what ruff can fix
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(STAMP) ## time the training step against the machine's matrix-product rate [ARGS="--sizes nano"]
+describe: $(STAMP) ## parameters, FLOPs and tokens of a config, without training it [CONFIG=configs/pretrain/NAME.yaml]
+	$(PY) -m pretrain describe --config $(CONFIG) $(ARGS)
+
+export: $(STAMP) ## write a run's encoder for timm, transformers or ml-aim [RUN=runs/latest] [TO=timm|hf|aim]
+	$(PY) -m pretrain export $(RUN) --to $(TO) $(ARGS)
+
+bench: $(STAMP) ## time the training step against the machine's matrix-product rate [ARGS="--sizes nano --compile"]
 	$(PY) -m benchmarks.throughput $(ARGS)
+
+bench-data: $(STAMP) ## training fed from shards against one batch at hand; indexing and starting on 1,000 shards
+	$(PY) -m benchmarks.feeding $(ARGS)
+	$(PY) -m benchmarks.shard_index
+
+bench-scaling: $(STAMP) ## step time against parameters and against tokens, with exponents
+	$(PY) -m benchmarks.step_scaling $(ARGS)
+
+kills: $(STAMP) ## kill a run 50 times and fill its disk, resume it: its weights must not notice (about 15 minutes)
+	@echo "50 kills and 10 full disks, about 15 minutes on 2 cores"
+	$(PY) -m benchmarks.kills $(ARGS)
 
 clean: ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) .ruff_cache .pytest_cache *.egg-info

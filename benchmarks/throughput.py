@@ -1,6 +1,6 @@
 """The training step's speed, against the machine's matrix products and against a dense step.
 
-    python -m benchmarks.throughput [--sizes nano tiny small-112] [--precisions fp32 bf16] [--rounds 5]
+    python -m benchmarks.throughput [--sizes nano tiny small-112] [--precisions fp32 bf16] [--rounds 5] [--compile]
 
 Three things are timed in turn, round by round, so that a noisy machine disturbs all alike: the best square matrix product,
 the step, and the dense step (captions padded to 77, text head on all 77 positions, pixel head on all image positions: what
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,9 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.files import write_atomically
+from pretrain.flops import model_flops, model_size
 from pretrain.models.attention import choose_fused_attention
+from pretrain.models.compiling import compile_blocks
 from pretrain.models.decoder import Decoder, DecoderConfig
-from pretrain.models.vision import EncoderConfig, build_encoder, num_patches
+from pretrain.models.vision import EncoderConfig, build_encoder
 from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
 from pretrain.objectives.losses import dense_vocabulary_loss_sum, normalise_patches, patchify, vocabulary_loss_sum
 from pretrain.optim import OptimConfig, build_optimizer
@@ -45,12 +48,16 @@ CAPTION_TOKENS = (6, 30)
 
 @dataclass(frozen=True)
 class Size:
-    """A step to time: an encoder, a decoder, a vocabulary, a batch."""
+    """A step to time: an encoder (its name alone, where it is as registered), a decoder, a vocabulary, a batch."""
 
-    encoder: str
+    encoder: str | EncoderConfig
     decoder: DecoderConfig
     vocab_size: int
     batch_size: int = 16
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        return EncoderConfig(self.encoder) if isinstance(self.encoder, str) else self.encoder
 
 
 SIZES = {
@@ -94,56 +101,65 @@ def make_batch(size: Size, img_size: int, *, padded_to: int | None = None) -> Im
     )
 
 
-def _stack_flops(blocks: nn.Module, *, tokens: int, pairs: int) -> int:
-    """Forward matrix-product FLOPs of transformer blocks: 2 a weight and token, 4 D an attended pair (QK and AV)."""
-    linears = [module for module in blocks.modules() if isinstance(module, nn.Linear)]
-    width = linears[0].in_features
-    return sum(2 * tokens * linear.weight.numel() for linear in linears) + 4 * pairs * width * len(blocks)
-
-
 def step_flops(encoder: nn.Module, decoder: Decoder, batch: ImageTextBatch, *, num_predicted: int) -> int:
-    """Matrix-product FLOPs of forward and backward that the loss needs.
+    """Matrix-product FLOPs of forward and backward that the loss needs; what counts is in `pretrain.flops`.
 
     Backward is twice forward, but for the patchifier, which passes no gradient to pixels. Attention in the decoder counts
     the causal half. Norms, activations, softmax and the optimiser are not counted.
     """
-    count, total_patches = len(batch), num_patches(encoder)
-    sequence = total_patches + batch.text_BL.shape[1]
-    tokens, decoder_tokens = count * total_patches, count * sequence
-    patchifier = 2 * tokens * encoder.patch_embed.proj.weight.numel()
-    flops = _stack_flops(encoder.blocks, tokens=tokens, pairs=count * total_patches**2)
-    flops += _stack_flops(decoder.blocks, tokens=decoder_tokens, pairs=count * sequence * (sequence + 1) // 2)
-    flops += 2 * tokens * decoder.image_proj.weight.numel()
-    flops += 2 * int(batch.text_valid_BL.sum()) * decoder.text_head.weight.numel()
-    flops += 2 * num_predicted * decoder.pixel_head.weight.numel()
-    return 3 * flops + 2 * patchifier
-
-
-def make_step(size: Size, precision: str, *, dense: bool) -> tuple[Callable[[], None], int]:
-    """A whole training step (forward, backward, clipping, optimiser) and the FLOPs that its loss needs."""
-    torch.manual_seed(0)
-    encoder = build_encoder(EncoderConfig(size.encoder))
-    objective = (DenseObjective if dense else AIMv2Objective)(
-        AIMv2Config(decoder=size.decoder), encoder=encoder, vocab_size=size.vocab_size
+    flops = model_flops(
+        model_size(encoder, decoder),
+        samples=len(batch),
+        text_len=batch.text_BL.shape[1],
+        valid_tokens=int(batch.text_valid_BL.sum()),
+        predicted_patches=num_predicted,
+        attention="causal",
     )
-    modules = nn.ModuleList([encoder, objective])
-    choose_fused_attention(modules, device_type="cpu", dtype=DTYPES[precision])
-    optimizer = build_optimizer(modules, OptimConfig(warmup_steps=1))
-    img_size = EncoderConfig(size.encoder).image_spec().img_size
-    batch = make_batch(size, img_size, padded_to=CONTEXT_LENGTH if dense else None)
+    return round(flops.training)
 
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            terms = objective(encoder, batch)
+
+class TrainStep:
+    """A whole training step (forward, backward, clipping, optimiser) on any batch.
+
+    Args:
+        size: what is trained.
+        precision: "fp32" or "bf16".
+        dense: the straightforward way, see :class:`DenseObjective`.
+        compiled: transformer blocks through torch.compile.
+    """
+
+    def __init__(self, size: Size, precision: str, *, dense: bool = False, compiled: bool = False) -> None:
+        torch.manual_seed(0)
+        self.precision = precision
+        self.encoder = build_encoder(size.encoder_config)
+        self.objective = (DenseObjective if dense else AIMv2Objective)(
+            AIMv2Config(decoder=size.decoder), encoder=self.encoder, vocab_size=size.vocab_size
+        )
+        self.modules = nn.ModuleList([self.encoder, self.objective])
+        choose_fused_attention(self.modules, device_type="cpu", dtype=DTYPES[precision])
+        if compiled:
+            compile_blocks(self.modules, device_type="cpu")
+        self.optimizer = build_optimizer(self.modules, OptimConfig(warmup_steps=1))
+
+    def __call__(self, batch: ImageTextBatch) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            terms = self.objective(self.encoder, batch)
             loss = sum(term.weight * term.total / term.count for term in terms.values())
         loss.backward()
-        nn.utils.clip_grad_norm_(modules.parameters(), 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
+
+def make_step(size: Size, precision: str, *, dense: bool, compiled: bool = False) -> tuple[Callable[[], None], int]:
+    """A training step on one random batch, and the FLOPs that its loss needs."""
+    step = TrainStep(size, precision, dense=dense, compiled=compiled)
+    img_size = size.encoder_config.image_spec().img_size
+    batch = make_batch(size, img_size, padded_to=CONTEXT_LENGTH if dense else None)
     with torch.no_grad():
-        num_predicted = int(objective(encoder, batch)["image_mse"].count)
-    return step, step_flops(encoder, objective.decoder, batch, num_predicted=num_predicted)
+        num_predicted = int(step.objective(step.encoder, batch)["image_mse"].count)
+    flops = step_flops(step.encoder, step.objective.decoder, batch, num_predicted=num_predicted)
+    return lambda: step(batch), flops
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -161,10 +177,13 @@ def gemm_flops_per_s(dtype: torch.dtype) -> float:
     return best
 
 
-def measure(name: str, precision: str, *, rounds: int, advance: Callable[[], None]) -> dict[str, Any]:
+def measure(
+    name: str, precision: str, *, rounds: int, advance: Callable[[], None], compiled: bool = False
+) -> dict[str, Any]:
     """One row: all three timed in turn, `rounds` times after a warm-up."""
     size = SIZES[name]
-    (step, flops), (dense, _) = (make_step(size, precision, dense=value) for value in (False, True))
+    step, flops = make_step(size, precision, dense=False, compiled=compiled)
+    dense, _ = make_step(size, precision, dense=True)
     gemm, times, dense_times = [], [], []
     for _ in range(2):
         step(), dense()
@@ -176,6 +195,7 @@ def measure(name: str, precision: str, *, rounds: int, advance: Callable[[], Non
     return {
         "size": name,
         "precision": precision,
+        "compiled": compiled,
         "batch_size": size.batch_size,
         "step_gflop": flops / 1e9,
         "step_ms": 1e3 * min(times),
@@ -249,7 +269,7 @@ def show(rows: Sequence[dict[str, Any]], losses: Sequence[dict[str, Any]]) -> No
     for row in rows:
         table.add_row(
             row["size"],
-            row["precision"],
+            row["precision"] + (", compiled" if row["compiled"] else ""),
             f"{row['step_ms']:.0f} ({row['step_ms_median']:.0f})",
             f"{row['imgs_per_s']:.1f}",
             f"{row['step_gflop']:.1f}",
@@ -281,12 +301,17 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=5, help="times that each thing is timed in turn")
+    parser.add_argument("--compile", action="store_true", help="time each step with compiled blocks, too")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/throughput.json"))
     options = parser.parse_args(args)
-    pairs = [(size, precision) for size in options.sizes for precision in options.precisions]
+    ways = (False, True) if options.compile else (False,)
+    cases = list(product(options.sizes, options.precisions, ways))
     with Progress(transient=True) as progress:
-        task = progress.add_task("timing", total=len(pairs) * options.rounds)
-        rows = [measure(*pair, rounds=options.rounds, advance=lambda: progress.advance(task)) for pair in pairs]
+        task = progress.add_task("timing", total=len(cases) * options.rounds)
+        rows = [
+            measure(size, precision, compiled=way, rounds=options.rounds, advance=lambda: progress.advance(task))
+            for size, precision, way in cases
+        ]
     losses = []
     if "small-112" in options.sizes:
         losses = [measure_vocabulary_loss(precision, rounds=options.rounds) for precision in options.precisions]

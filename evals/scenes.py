@@ -209,7 +209,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "runs", nargs="*", default=["runs/latest"], help="runs or exports; runs/latest where none is given"
     )
-    parser.add_argument("--num-train", type=int, default=4000, help="scenes that the probe is trained on")
+    parser.add_argument("--num-train", type=int, default=16_000, help="scenes that the probe is trained on")
     parser.add_argument("--num-test", type=int, default=1000, help="held-out scenes")
     parser.add_argument(
         "--out", type=Path, default=None, help="json for all results; RUN/evals/scenes.json each where not given"
