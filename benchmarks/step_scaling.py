@@ -97,9 +97,8 @@ def show(result: dict[str, Any]) -> None:
         ("params", ("embed_dim", "block_params", "step_ms"), "encoder-block parameters, 64 tokens, batch 16"),
         ("tokens", ("tokens", "step_ms"), f"tokens, {FIXED_WIDTH} wide, batch 4"),
     ):
-        table = Table(
-            title=f"Step time against {what}: exponent {result[f'{name}_exponent']:.2f} ({result['precision']})"
-        )
+        console.print(f"Step time against {what}: exponent {result[f'{name}_exponent']:.2f} ({result['precision']})")
+        table = Table()
         for column in columns:
             table.add_column(column, justify="right")
         for row in result[name]:
