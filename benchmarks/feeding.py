@@ -10,7 +10,6 @@ decoder alone on bytes in memory, in processor time, in turn.
 
 import argparse
 import io
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from benchmarks.output import write_result
 from benchmarks.throughput import DTYPES, SIZES, TrainStep
 from pretrain.data.order import Mixture, ShardOrder
 from pretrain.data.shards import ShardSource
@@ -32,7 +32,6 @@ from pretrain.data.stream import Collate, Part, PositionBatches, SampleStream
 from pretrain.data.tar_members import IMAGE
 from pretrain.data.tokenizers import BpeTokenizer
 from pretrain.data.transforms import TrainTransform
-from pretrain.files import write_atomically
 from pretrain.types import ImageTextBatch, UserError
 
 #: Photographs that the shared data hold; any shards will do.
@@ -180,8 +179,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "decoding": measure_decoding(source, rounds=options.rounds),
     }
     show(result)
-    write_atomically(options.out, (json.dumps(result, indent=2) + "\n").encode())
-    print(f"written: {options.out}")
+    write_result(options.out, result)
     return 0
 
 

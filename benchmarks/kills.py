@@ -10,7 +10,6 @@ that takes root, and is left out, with a word, where mounting is refused.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -29,8 +28,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.output import write_result
 from pretrain.export import load_pretrained
-from pretrain.files import write_atomically
 from pretrain.run import checkpoint_path
 
 CONFIG = {
@@ -211,8 +210,7 @@ def main(args: Sequence[str] | None = None) -> int:
                     "equals_unbroken": equal,
                 }
     show(result)
-    write_atomically(options.out, (json.dumps(result, indent=2) + "\n").encode())
-    print(f"written: {options.out}")
+    write_result(options.out, result)
     ok = result["killed_equals_unbroken"] and (disk is None or result["full_disk"]["equals_unbroken"])
     return 0 if ok else 1
 

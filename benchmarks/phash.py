@@ -9,7 +9,6 @@ The table in `pretrain/data/phash.py`, from which the default distance was chose
 
 import argparse
 import io
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +21,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.output import write_result
 from pretrain.data.dedupe import eval_source
 from pretrain.data.phash import HashIndex, phash
 from pretrain.data.samples import Source
-from pretrain.files import write_atomically
 
 DISTANCES = range(0, 13, 2)
 #: Pictures this alike are the same one, as CIFAR-10 has some in both of its parts.
@@ -145,8 +144,7 @@ def main(args: Sequence[str] | None = None) -> int:
         [eval_source(text, image_column=options.small_column) for text in options.small],
     )
     show(result)
-    write_atomically(options.out, (json.dumps(result, indent=2) + "\n").encode())
-    print(f"written: {options.out}")
+    write_result(options.out, result)
     return 0
 
 

@@ -25,13 +25,13 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from benchmarks.output import write_result
 from pretrain.data.order import Mixture, ShardOrder
 from pretrain.data.shard_index import index_shards
 from pretrain.data.shards import ShardSource
 from pretrain.data.stream import Part, PositionBatches, Sample, SampleStream
 from pretrain.data.tokenizers import BpeTokenizer
 from pretrain.data.transforms import TrainTransform
-from pretrain.files import write_atomically
 
 _BATCH, _SIDE = 16, 32
 #: As in `ImageTextData`.
@@ -143,8 +143,7 @@ def main(args: Sequence[str] | None = None) -> int:
             **measure_memory(folder, cache, samples=options.samples, every=options.every),
         }
     show(result)
-    write_atomically(options.out, (json.dumps(result, indent=2) + "\n").encode())
-    print(f"written: {options.out}")
+    write_result(options.out, result)
     return 0
 
 

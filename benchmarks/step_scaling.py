@@ -8,7 +8,6 @@ log time over log size, by least squares.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.output import write_result
 from benchmarks.throughput import DTYPES, Size, make_step, seconds
-from pretrain.files import write_atomically
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.sizes import swiglu_hidden_dim
 from pretrain.models.vision import EncoderConfig, build_encoder
@@ -116,8 +115,7 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(args)
     result = run(precision=options.precision, rounds=options.rounds)
     show(result)
-    write_atomically(options.out, (json.dumps(result, indent=2) + "\n").encode())
-    print(f"written: {options.out}")
+    write_result(options.out, result)
     return 0
 
 

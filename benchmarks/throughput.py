@@ -10,7 +10,6 @@ Shape letters: B batch, L text, N patches, D width, V vocabulary, P patch pixels
 """
 
 import argparse
-import json
 import platform
 import sys
 import time
@@ -28,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.files import write_atomically
+from benchmarks.output import write_result
 from pretrain.flops import model_flops, model_size
 from pretrain.models.attention import choose_fused_attention
 from pretrain.models.compiling import compile_blocks
@@ -319,8 +318,7 @@ def main(args: Sequence[str] | None = None) -> int:
     about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     sizes = {name: asdict(SIZES[name]) for name in options.sizes}
     content = {**about, "sizes": sizes, "steps": rows, "vocabulary_loss": losses}
-    write_atomically(options.out, (json.dumps(content, indent=2) + "\n").encode())
-    print(f"written: {options.out}")
+    write_result(options.out, content)
     return 0
 
 
