@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +152,9 @@ def fill_again_and_again(run: Run, disk: Path, *, times: int, rng: random.Random
         while process.poll() is None and run.step() == before:
             time.sleep(0.02)
         time.sleep(rng.uniform(0.0, 0.5))
-        with filler.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                pass  # full, as wanted
+        with filler.open("wb", buffering=0) as file, suppress(OSError):  # full, as wanted
+            while True:
+                file.write(bytes(4096))
         status = process.wait(timeout=120)
         gave_up += status == 2
         filler.unlink()

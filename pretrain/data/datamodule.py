@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Iterable
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -266,11 +267,15 @@ class ImageTextData(lightning.LightningDataModule):
             "seed": self.seed,
             "batch size over devices and accumulation": global_batch,
             "tokenizer": digest[:16],
-            "data (sources, their files and sizes, weights, lanes and window)": self._data_digest(),
+            "data (sources, their files and sizes, weights, lanes and window)": self._data_digest,
         }
 
+    @cached_property
     def _data_digest(self) -> str:
-        """What decides the order: other shards, weights or lanes would give the steps other samples."""
+        """What decides the order: other shards, weights or lanes would give the steps other samples.
+
+        Taken once: a checkpoint asks for it each time, and a source may have millions of names.
+        """
         sources = [
             (name, config.weight, len(source), source.identity())
             for (name, config), source in zip(self.train_configs.items(), self.train_sources().values(), strict=True)
