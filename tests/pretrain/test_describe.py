@@ -88,7 +88,7 @@ def test_overrides_and_tokens_change_the_numbers():
     config = ["--config", str(CONFIGS / "aimv2_nano_scenes.yaml")]
     plain, deeper = describe(config), describe([*config, "--model.encoder.depth=12"])
     assert deeper.flops.encoder == 2 * plain.flops.encoder
-    assert (plain.global_batch, plain.steps, plain.size.vocab_size) == (16, 4800, 512)
+    assert (plain.global_batch, plain.steps, plain.size.vocab_size) == (16, 6300, 512)
     fewer = describe(config, text_len=10)
     assert fewer.flops.text_head * 77 == plain.flops.text_head * 10
     assert plain.dense_flops.forward > plain.flops.forward
