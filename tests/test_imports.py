@@ -26,7 +26,7 @@ ALLOWED = {
     "memory": FOUNDATION | {"models", "objectives"},
     "strategies": FOUNDATION | {"models"},
     "callbacks": FOUNDATION
-    | {"data", "models", "objectives", "optim", "memory", "module", "run", "export", "callbacks"},
+    | {"data", "models", "objectives", "optim", "flops", "memory", "module", "run", "export", "callbacks"},
 }
 PACKAGES = {"pretrain": set(), "evals": {"pretrain"}, "benchmarks": {"pretrain", "evals"}}
 

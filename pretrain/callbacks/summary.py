@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from pretrain.callbacks.baselines import Baselines
+from pretrain.callbacks.compute import training_flops
 from pretrain.callbacks.throughput import Throughput
 from pretrain.data.datamodule import global_batch_size
 from pretrain.export import export_module
@@ -114,6 +115,7 @@ class RunSummary(Callback):
             return
         run, data = Path(trainer.default_root_dir), trainer.datamodule
         info = self._collect(trainer)
+        info["training_flops"] = training_flops(trainer, exported, samples=info["samples_seen"])
         export_module(exported, run / "export", image=data.image, tokenizer=data.tokenizer, info=info)
         write_atomically(run / "summary.json", (json.dumps(info, indent=2) + "\n").encode())
         latest = point_latest(run)
@@ -131,6 +133,8 @@ class RunSummary(Callback):
             "budget",
             f"{info['steps']:,} steps x {info['global_batch']} = {info['samples_seen']:,} samples, {info['precision']}",
         )
+        if info["training_flops"] is not None:
+            table.add_row("compute", f"{info['training_flops']:.3g} FLOPs of training")
         table.add_row("speed", f"{info['imgs_per_s']} images/s while training, {info['wall_s'] / 60:.1f} min in all")
         for name, value in info["val"].items():
             baseline = info["baseline"].get(name)

@@ -20,6 +20,18 @@ from pretrain.types import Fault, UserError
 _MAX_BYTES = 2**30
 _MAX_OPEN_FILES = 64
 _LABEL_COLUMN = "label"
+#: Caption of a picture whose class is all that is known of it.
+CLASS_CAPTION = "a photo of a {}"
+
+
+def _read_names(path: str | Path) -> list[str]:
+    try:
+        names = [line.strip() for line in Path(path).read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"class_names: {str(path)!r} cannot be read ({one_line(error)})") from error
+    if not names or not all(names):
+        raise UserError(f"class_names: {str(path)!r} must hold a name in every line, the first for label 0")
+    return names
 
 
 class ParquetSource(FileSource):
@@ -35,9 +47,11 @@ class ParquetSource(FileSource):
         image_column: column of the pictures: bytes, or {bytes, path} as the `datasets` package writes them.
         caption_column: column of captions: a string or a list of strings; it may be missing where there is none at all.
         caption_weights: columns of several kinds of caption, each with its weight, in place of `caption_column`.
+        class_names: file of class names, one a line; the caption is then CLASS_CAPTION with the name of the row's label.
+            A run on such captions is supervised by labels.
 
     Raises:
-        UserError: a file does not exist or is no parquet file, a column is missing, or there are no rows.
+        UserError: a file does not exist or is no parquet file, a column is missing, there are no rows, or no class names.
     """
 
     max_lanes = 4
@@ -49,8 +63,10 @@ class ParquetSource(FileSource):
         image_column: str = "image",
         caption_column: str = "caption",
         caption_weights: Mapping[str, float] | None = None,
+        class_names: str | Path | None = None,
     ) -> None:
         super().__init__()
+        self._class_names = None if class_names is None else _read_names(class_names)
         self.paths = find_shards(urls, suffix=".parquet")
         self.image_column, self.caption_column, self.caption_weights = image_column, caption_column, caption_weights
         self._pid = os.getpid()
@@ -76,6 +92,8 @@ class ParquetSource(FileSource):
         wanted = [("image_column", self.image_column), *(("captions", name) for name in self.caption_weights or ())]
         if self.caption_weights is None and self.caption_column != "caption":
             wanted.append(("caption_column", self.caption_column))
+        if self._class_names is not None:
+            wanted.append(("class_names", _LABEL_COLUMN))
         for argument, column in wanted:
             if column not in columns:
                 raise UserError(f"{argument}: {name} has no column {column!r}; it has {', '.join(columns)}")
@@ -135,6 +153,12 @@ class ParquetSource(FileSource):
         return row, f"{name}/{index}"
 
     def _captions_of(self, row: dict[str, Any], name: str) -> Captions:
+        if self._class_names is not None:
+            label = row.get(_LABEL_COLUMN)
+            if not isinstance(label, int) or not 0 <= label < len(self._class_names):
+                detail = f"label {label!r} is none of the {len(self._class_names)} classes"
+                raise BadSample(Fault("bad_caption", name, detail))
+            return Captions([CLASS_CAPTION.format(self._class_names[label])])
         if self.caption_weights is not None:
             return weighted_captions(row, self.caption_weights, name)
         return Captions(as_captions(row.get(self.caption_column), name))

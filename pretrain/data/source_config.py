@@ -17,7 +17,7 @@ from pretrain.types import UserError
 _FIELDS = {
     "scenes": ("levels*", "captions*", "num_scenes"),
     "shards": ("path*", "caption_field", "captions"),
-    "parquet": ("path*", "image_column", "caption_column", "captions"),
+    "parquet": ("path*", "image_column", "caption_column", "captions", "class_names"),
     "coco": ("path*", "images*"),
     "table": ("path*", "images", "image_column", "caption_column", "captions"),
     "folder": ("path*",),
@@ -59,6 +59,7 @@ class SourceConfig:
         levels: scenes: weight of each level.
         captions: scenes: weight of each caption style ("short", "full", "alt"); shards, parquet and table: weight of each
             kind of caption, by the field or column that holds it, in place of `caption_field` or `caption_column`.
+        class_names: parquet: file of class names, one a line, that captions are made of by the rows' labels.
         num_scenes: scenes: how many different ones; never the same twice where not given.
         weight: in a mixture: the source's share of the samples, in proportion.
     """
@@ -71,6 +72,7 @@ class SourceConfig:
     caption_field: str | None = None
     levels: dict[str, float] | None = None
     captions: dict[str, float] | None = None
+    class_names: str | None = None
     num_scenes: int | None = None
     weight: float = 1.0
 
@@ -96,6 +98,8 @@ class SourceConfig:
                 raise UserError(f"{called(field[:-1])} is needed with {kind}")
         if self.kind not in ("shards", "parquet") and isinstance(self.path, list):
             raise UserError(f"{called('path')} must be one path with {kind}, not a list")
+        if self.class_names is not None and self.captions is not None:
+            raise UserError(f"give {called('class_names')} or {called('captions')}, not both")
         if self.captions is not None and self.kind != "scenes":
             self._check_caption_kinds(called)
 
@@ -138,6 +142,7 @@ class SourceConfig:
                     image_column=self.image_column,
                     caption_column=self.caption_column,
                     caption_weights=self.captions,
+                    class_names=self.class_names,
                 )
             case "coco":
                 return CocoCaptionSource(self.path, self.images)

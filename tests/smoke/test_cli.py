@@ -246,6 +246,11 @@ def test_shipped_configs_run_two_steps(path, tmp_path, request):
     if "flickr1k" in path.stem:
         data = request.getfixturevalue("shared_data") / "flickr1k"
         options += [f"--data.train.path={data}/train-000000.tar", f"--data.val.path={data}/val-000000.tar"]
+    if "cifar10" in path.stem:
+        data = request.getfixturevalue("shared_data") / "cifar10"
+        for split, part in (("train", "train"), ("val", "test")):
+            options += [f"--data.{split}.path={data}/{part}-00000-of-00001.parquet"]
+            options += [f"--data.{split}.class_names={data}/classes.txt"]
     args = ["fit", "--config", str(path), "--runs", str(tmp_path), "--name", "a", "--pictures.num_images=2"]
     assert cli.main([*args, *options, "--trainer.enable_progress_bar=false"]) == 0
     assert (tmp_path / "a" / "export" / "encoder.safetensors").is_file()

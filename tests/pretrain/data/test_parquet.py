@@ -206,3 +206,31 @@ def test_cifar10(shared_data):
     labels = [source.load(index).label for index in range(0, 10_000, 20)]
     assert set(labels) == set(range(10))
     assert source.read(3).data.startswith(b"\xff\xd8")  # as it is stored
+
+
+def labelled(path, labels):
+    rows = {"image": [{"bytes": b"x", "path": f"{number}.png"} for number in range(len(labels))], "label": labels}
+    pq.write_table(pa.table(rows), path)
+    return path
+
+
+def test_captions_of_class_names(tmp_path):
+    path = labelled(tmp_path / "a.parquet", [1, 0, 2])
+    (tmp_path / "names.txt").write_text("cat\nfire truck\n")
+    source = ParquetSource(path, class_names=tmp_path / "names.txt")
+    assert source.read_captions(0) == ["a photo of a fire truck"]
+    assert source.read(1).captions.texts == ["a photo of a cat"]
+    with pytest.raises(BadSample, match="label 2 is none of the 2 classes"):
+        source.read(2)
+
+
+def test_class_names_that_cannot_be_used(tmp_path):
+    path = labelled(tmp_path / "a.parquet", [0])
+    (tmp_path / "names.txt").write_text("cat\n\ndog\n")
+    for names, message in ((tmp_path / "none.txt", "cannot be read"), (tmp_path / "names.txt", "a name in every line")):
+        with pytest.raises(UserError, match=rf"class_names: .*{message}"):
+            ParquetSource(path, class_names=names)
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "b.parquet")
+    (tmp_path / "names.txt").write_text("cat\n")
+    with pytest.raises(UserError, match=r"class_names: b.parquet has no column 'label'"):
+        ParquetSource(tmp_path / "b.parquet", class_names=tmp_path / "names.txt")
