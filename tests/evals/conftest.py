@@ -1,0 +1,66 @@
+"""A small encoder and small sets of labelled pictures."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from evals.data.labelled import BadSample, LabelledSet
+from evals.encoder import BlockEncoder, Provenance
+from evals.transforms import ImageTransform
+from pretrain.types import Fault, ImageSpec
+
+
+class DrawnSet(LabelledSet):
+    """Pictures of one colour a class with some noise; `bad` ones cannot be read."""
+
+    def __init__(self, count, *, classes=3, split="train", bad=(), size=16, name="drawn", seed=0):
+        self.name, self.split, self.size, self.bad, self.seed = name, split, size, set(bad), seed
+        self.classes = [f"class{label}" for label in range(classes)]
+        self.label_N = np.arange(count) % classes
+        self.num_loads = 0
+
+    def load(self, index):
+        self.num_loads += 1
+        if index in self.bad:
+            raise BadSample(Fault("corrupt", self.key(index), "made so"))
+        rng = np.random.default_rng([self.seed, self.split == "test", index])
+        pixels = rng.integers(0, 60, (self.size, self.size, 3))
+        pixels[..., self.label_N[index] % 3] += 150
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    def key(self, index):
+        return f"{self.split}{index}"
+
+    def pictures_identity(self):
+        return f"drawn {self.split} {len(self)} {self.size} {sorted(self.bad)} {self.seed}"
+
+
+@pytest.fixture
+def drawn_set():
+    return DrawnSet
+
+
+@pytest.fixture
+def tiny_encoder():
+    """A timm ViT of 16 patches, 32 wide; `class_token` gives it one."""
+
+    def build(*, class_token=False, seed=0, spec="tiny"):
+        torch.manual_seed(seed)
+        vit = timm.create_model(
+            "vit_tiny_patch16_224",
+            img_size=16,
+            patch_size=4,
+            embed_dim=32,
+            depth=1,
+            num_heads=2,
+            num_classes=0,
+            class_token=class_token,
+            global_pool="token" if class_token else "avg",
+            fc_norm=False,
+        )
+        provenance = Provenance(spec=spec, architecture="vit_tiny_patch16_224", objective="random")
+        return BlockEncoder(vit, transform=ImageTransform(ImageSpec(16)), provenance=provenance)
+
+    return build
