@@ -10,9 +10,14 @@ NAME    ?= seeds
 RUNS    ?= runs/latest
 RUN     ?= runs/latest
 TO      ?= timm
+# the last run and a random encoder of its architecture, on scenes, where nothing is named
+ENCODER ?=
+DATASET ?=
+DATA    ?=
+WHERE    = $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA),--data '$(DATA)')
 
 .DEFAULT_GOAL := help
-.PHONY: help env pretrain seeds eval-scenes describe export bench bench-data bench-scaling kills test lint format clean
+.PHONY: help env pretrain seeds eval-imagenet eval-zeroshot eval-look eval-scenes finetune describe export bench bench-data bench-scaling bench-inference bench-probe kills test lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +46,18 @@ seeds: $(STAMP) ## the default run SEEDS times, 10 minutes each, then the scenes
 eval-scenes: $(STAMP) ## probe an encoder and check its captions on scenes [RUNS="runs/a runs/b"]
 	$(PY) -m evals.scenes $(RUNS)
 
+eval-imagenet: $(STAMP) ## attentive and linear probe, k-NN, few-shot [ENCODER=SPEC] [DATASET=NAME] [DATA=imagenet-folder]
+	$(PY) -m evals imagenet $(foreach e,$(ENCODER),--encoder '$(e)') $(WHERE) $(ARGS)
+
+eval-zeroshot: $(STAMP) ## classify by class names, match pictures and captions [ENCODER=SPEC] [DATA=ImageNet] [ARGS="--retrieval coco"]
+	$(PY) -m evals zeroshot $(if $(ENCODER),--encoder $(ENCODER)) $(WHERE) $(ARGS)
+
+eval-look: $(STAMP) ## pictures of an encoder's features [ENCODER=SPEC] [DATASET=NAME] [DATA=FOLDER] [ARGS="--probe head.safetensors"]
+	$(PY) -m evals look $(if $(ENCODER),--encoder $(ENCODER)) $(WHERE) $(ARGS)
+
+finetune: $(STAMP) ## train the whole encoder on a classification set, 6 minutes [ENCODER=SPEC] [DATASET=NAME] [DATA=FOLDER]
+	$(PY) -m evals finetune $(foreach e,$(ENCODER),--encoder '$(e)') $(WHERE) $(ARGS)
+
 test: $(STAMP) ## run the tests [ARGS="-k name"]
 	$(PY) -m pytest $(ARGS)
 
@@ -67,6 +84,12 @@ bench-data: $(STAMP) ## training fed from shards against one batch at hand; inde
 
 bench-scaling: $(STAMP) ## step time against parameters and against tokens, with exponents
 	$(PY) -m benchmarks.step_scaling $(ARGS)
+
+bench-inference: $(STAMP) ## latency, throughput, FLOPs and memory of AIMv2, CLIP, SigLIP and DINOv2, 10 minutes [ARGS="--size base"]
+	$(PY) -m benchmarks.inference $(ARGS)
+
+bench-probe: $(STAMP) ## what the probe's 14 settings cost, against one
+	$(PY) -m benchmarks.probe_grid $(ARGS)
 
 kills: $(STAMP) ## kill a run 50 times and fill its disk, resume it: its weights must not notice (about 15 minutes)
 	@echo "50 kills and 10 full disks, about 15 minutes on 2 cores"
