@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
@@ -44,6 +44,11 @@ def seeded(key: int) -> Iterator[None]:
         torch.set_rng_state(torch_state)
 
 
+def _posterize(image: Image.Image, bits_to_keep: int, **options: object) -> Image.Image:
+    """timm's, but for the rare draw of 0 bits (magnitude 10 of N(9, 0.5)), which Pillow refuses: one bit is kept."""
+    return posterize(image, max(1, bits_to_keep), **options)
+
+
 class AugmentTransform:
     """RandomResizedCrop (bicubic), flip, RandAugment and colour jitter, in timm's order.
 
@@ -63,6 +68,9 @@ class AugmentTransform:
         self._rand_augment = rand_augment_transform(
             RAND_AUGMENT, {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
         )
+        for op in self._rand_augment.ops:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
         self._jitter = ColorJitter(COLOR_JITTER, COLOR_JITTER, COLOR_JITTER)
 
     def __call__(self, image: Image.Image, *, epoch: int, index: int) -> Tensor:

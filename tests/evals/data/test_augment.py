@@ -141,3 +141,14 @@ def test_what_training_pictures_go_through():
     augmented = train_transform("published", transform=plain, seed=3)
     assert isinstance(augmented, AugmentTransform)
     assert (augmented.spec, augmented.seed) == (SPEC, 3)
+
+
+def test_the_strongest_posterize_is_not_refused():
+    """N(9, 0.5) is 10 now and then: timm then keeps 0 bits, which Pillow refuses; here one bit is kept."""
+    transform = AugmentTransform(ImageSpec(8), 0)
+    ops = [op for op in transform._rand_augment.ops if op.name.startswith("Posterize")]
+    assert ops
+    image = Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8))
+    for op in ops:
+        op.prob, op.magnitude, op.magnitude_std = 1.0, 10, 0
+        assert np.asarray(op(image)).max() == 128
