@@ -17,7 +17,7 @@ from evals.data.augment import train_transform
 from evals.data.config import DatasetConfig, build_set
 from evals.data.labelled import LabelledSet
 from evals.data.split import few_shot_indices, hold_out
-from evals.encoder import TokenEncoder
+from evals.encoder import TokenEncoder, feature_width
 from evals.features import CachedFeatures, FeatureConfig, cached_features
 from evals.neighbours import KS, PENALTIES, accuracy, fit_ridge, knn_votes
 from evals.probe.config import ProbeConfig
@@ -261,7 +261,7 @@ class Evaluation:
             augment = train_transform(self.dataset.augment, transform=self.encoder.transform, seed=self.seed)
             train, held = Pictures(self.train, augment), Pictures(self.train, self.encoder.transform)
             test, test_N = Pictures(self.test, self.encoder.transform), np.arange(len(self.test))
-            workers, width = self.config.features.num_workers, self._width(linear=linear)
+            workers, width = self.config.features.num_workers, feature_width(self.encoder, kind=config.head.kind)
         loaders = Loaders(
             batch_loader(train, fit_N, batch_size=batch_size, seed=self.seed, num_workers=workers),
             batch_loader(held, held_N, batch_size=batch_size, num_workers=workers),
@@ -300,13 +300,6 @@ class Evaluation:
                 ("top1_best_on_test", scores.best_on_test, {"note": "the setting was chosen on the test set"})
             )
         return self.make_rows(task, digest, values, started=started, n=n, folder=folder)
-
-    def _width(self, *, linear: bool) -> int:
-        if not linear:
-            return self.encoder.embed_dim
-        size = self.encoder.transform.spec.img_size
-        device = next(self.encoder.parameters()).device
-        return self.encoder(torch.zeros(1, 3, size, size, device=device)).summary().shape[1]
 
     def _unreadable(self) -> dict[str, int]:
         return {part: self.features(part).num_unreadable for part in ("train", "test")}

@@ -251,3 +251,13 @@ def card(encoder: TokenEncoder) -> EncoderCard:
     size = encoder.transform.spec.img_size
     params = sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith("text."))
     return EncoderCard(params, encoder.embed_dim, int(np.prod(encoder.grid(size, size))), size)
+
+
+@torch.no_grad()
+def feature_width(encoder: TokenEncoder, *, kind: str) -> int:
+    """Width of what a head of this kind reads: tokens, or the summary, whose width only a picture shows."""
+    if kind == "attentive":
+        return encoder.embed_dim
+    size = encoder.transform.spec.img_size
+    device = next(encoder.parameters()).device
+    return encoder(torch.zeros(1, 3, size, size, device=device)).summary().shape[1]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from evals.default_run import load_or_train
 from evals.encoder import TokenEncoder
+from evals.features import default_device
 from evals.look_album import DEFAULT_DATASET, Album, Gallery, device_of, encode_gallery, open_album
 from evals.look_features import (
     Agreement,
@@ -248,7 +249,7 @@ def run(
     config.check()
     pages = []
     for spec in specs:
-        encoder = load_or_train(spec, seed=config.seed).to("cuda" if torch.cuda.is_available() else "cpu")
+        encoder = load_or_train(spec, seed=config.seed).to(default_device())
         album = open_album(dataset, data, img_size=encoder.transform.spec.img_size)
         head = probe or fitted_head(encoder, album.name)
         if config.each_head and head is None:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from evals.data.config import DatasetConfig, build_set, load_dataset_config
 from evals.data.labelled import LabelledSet, Subset
 from evals.default_run import load_or_train
 from evals.encoder import TokenEncoder
+from evals.features import default_device
 from evals.results import RESULTS, EvalResult
 from evals.text.caption_scorer import RANDOM, CaptionScorer, CaptionScoring, load_decoder
 from evals.text.evaluate import Job, classification_job, retrieval_job, run_job
@@ -203,7 +203,7 @@ def plan(options: Options) -> tuple[list[tuple[DatasetConfig, PromptConfig]], li
 
 def evaluate(spec: str, options: Options, console: Console) -> list[EvalResult]:
     """All rows of one encoder."""
-    encoder = load_or_train(spec, seed=options.seed).to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_or_train(spec, seed=options.seed).to(default_device())
     fingerprint, size = encoder.fingerprint(), encoder.transform.spec.img_size
     classification, retrieval = plan(options)
     jobs: list[tuple[Job, CaptionScoring]] = []

@@ -173,11 +173,12 @@ def set_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         drop_last=drop_last,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         prefetch_factor=4 if num_workers else None,
     )
     return SetLoader(loader, dataset=dataset, max_fault_share=max_fault_share)
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
+    """A loader's worker shares the machine with the training process and with the other workers."""
     torch.set_num_threads(1)

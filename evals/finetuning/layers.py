@@ -5,7 +5,6 @@ A layer's number is `BlockEncoder.layer_of`'s: 0 stands in front of the blocks, 
 
 from typing import Any
 
-import torch
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import nn
 
@@ -94,13 +93,3 @@ def set_drop_path(encoder: BlockEncoder, rate: float) -> list[float]:
             parent, _, name = path.rpartition(".")
             setattr(block.get_submodule(parent), name, DropPath(own) if own else nn.Identity())
     return rates
-
-
-@torch.no_grad()
-def feature_width(encoder: TokenEncoder, *, kind: str) -> int:
-    """Width of what a head of this kind reads: tokens, or the summary, whose width only a picture shows."""
-    if kind == "attentive":
-        return encoder.embed_dim
-    size = encoder.transform.spec.img_size
-    device = next(encoder.parameters()).device
-    return encoder(torch.zeros(1, 3, size, size, device=device)).summary().shape[1]

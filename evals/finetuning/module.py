@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from evals.data.augment import seeded
-from evals.encoder import BlockEncoder, TokenEncoder
+from evals.encoder import BlockEncoder, TokenEncoder, feature_width
 from evals.finetuning.config import FinetuneConfig
-from evals.finetuning.layers import feature_width, parameter_groups, set_drop_path
+from evals.finetuning.layers import parameter_groups, set_drop_path
 from evals.probe.heads import build_head
 from evals.probe.scored import ProbeBatch, ScoredModule
 from pretrain.models.attention import choose_fused_attention

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from evals.data.augment import AugmentTransform
 from evals.data.labelled import BadSample, LabelledSet
+from evals.data.loading import one_thread
 from evals.features import CachedFeatures
 from evals.probe.scored import ProbeBatch
 from pretrain.data.transforms import Transform
@@ -91,10 +92,6 @@ class Pictures(Dataset[ProbeBatch]):
         return ProbeBatch(None, image_BCHW, label_B, torch.from_numpy(index_B), faults)
 
 
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
-
-
 def batch_loader(
     rows: Dataset[ProbeBatch], index_S: np.ndarray, *, batch_size: int, seed: int | None = None, num_workers: int = 0
 ) -> DataLoader[ProbeBatch]:
@@ -104,7 +101,7 @@ def batch_loader(
         sampler=EpochBatches(index_S, batch_size=batch_size, seed=seed),
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         persistent_workers=False,  # workers learn of a new epoch through the sampler's items
         pin_memory=torch.cuda.is_available(),
     )
