@@ -3,13 +3,13 @@
 A layer's number is `BlockEncoder.layer_of`'s: 0 stands in front of the blocks, 1 to L are the blocks, L + 1 stands behind them.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import nn
 
 from evals.encoder import BlockEncoder, TokenEncoder
-from evals.finetuning.config import FinetuneConfig
 from pretrain.types import UserError
 
 #: Last part of the name of parameters that are no matrices though they have their shape: positions, tokens, queries, as this
@@ -32,7 +32,18 @@ _NO_MATRICES = {
 _DROP_PATHS = {"drop_path", "drop_path1", "drop_path2"}
 
 
-def layer_rate(layer: int, *, config: FinetuneConfig, num_layers: int) -> float:
+class Rates(Protocol):
+    """Settings that decide the groups: of fine-tuning, or of a detector."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def layer_decay(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def layer_rate(layer: int, *, config: Rates, num_layers: int) -> float:
     """Peak rate of a layer: lr * layer_decay ** (num_layers + 1 - layer), as BEiT and MAE have it."""
     return config.lr * config.layer_decay ** (num_layers + 1 - layer)
 
@@ -49,7 +60,7 @@ def undecayed_names(module: nn.Module) -> set[str]:
     }
 
 
-def parameter_groups(encoder: TokenEncoder, head: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
+def parameter_groups(encoder: TokenEncoder, head: nn.Module, config: Rates) -> list[dict[str, Any]]:
     """AdamW's groups, by layer and by decay: `name`, `params`, `lr` (the peak), `weight_decay`.
 
     Parameters that want no gradient are in none. The head has the rate of the last layer.
@@ -74,10 +85,15 @@ def parameter_groups(encoder: TokenEncoder, head: nn.Module, config: FinetuneCon
     ]
 
 
-def set_drop_path(encoder: BlockEncoder, rate: float) -> list[float]:
+def set_drop_path(encoder: BlockEncoder, rate: float, *, make: Callable[[float], nn.Module] = DropPath) -> list[float]:
     """Give each block its rate, rising in a line from 0 to `rate` as timm builds them; returns the rates.
 
     timm sets them when a model is built only; a path without weights can be put in place of another at any time.
+
+    Args:
+        encoder: its blocks get new paths.
+        rate: of the last block.
+        make: the path of a rate above 0.
 
     Raises:
         UserError: blocks without such a path.
@@ -87,9 +103,9 @@ def set_drop_path(encoder: BlockEncoder, rate: float) -> list[float]:
         paths = [name for name, _ in block.named_modules() if name.rpartition(".")[2] in _DROP_PATHS]
         if not paths and rate:
             raise UserError(
-                f"finetune.drop_path={rate}: {type(block).__name__} of {encoder.provenance.architecture} has no drop path; set 0"
+                f"drop_path={rate}: {type(block).__name__} of {encoder.provenance.architecture} has no drop path; set 0"
             )
         for path in paths:
             parent, _, name = path.rpartition(".")
-            setattr(block.get_submodule(parent), name, DropPath(own) if own else nn.Identity())
+            setattr(block.get_submodule(parent), name, make(own) if own else nn.Identity())
     return rates

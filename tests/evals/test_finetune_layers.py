@@ -211,9 +211,7 @@ def test_blocks_without_a_drop_path_are_told():
     encoder = vit()
     for block in encoder.vit.blocks:
         del block.drop_path1, block.drop_path2
-    with pytest.raises(
-        UserError, match=r"finetune.drop_path=0.1: Block of vit_tiny_patch16_224 has no drop path; set 0"
-    ):
+    with pytest.raises(UserError, match=r"^drop_path=0.1: Block of vit_tiny_patch16_224 has no drop path; set 0"):
         set_drop_path(encoder, 0.1)
 
 
