@@ -25,7 +25,7 @@ from evals.probe.feeding import CachedRows, Pictures, batch_loader
 from evals.probe.fit import Loaders, fit_probe, forget_checkpoint
 from evals.probe.heads import HeadConfig
 from evals.probe.module import ProbeModule
-from evals.results import KEY, RESULTS, EvalResult, append, code_hash, command_line, find, hash_of, read
+from evals.results import RESULTS, EvalResult, append, code_hash, command_line, finished, hash_of
 from evals.statistics import wilson
 from pretrain.types import UserError
 
@@ -195,13 +195,10 @@ class Evaluation:
         return hash_of([own, features, self.train.identity(), self.test.identity(), self.encoder.transform.identity()])
 
     def finished_rows(self, task: str, digest: str) -> list[EvalResult]:
-        """The task's rows of an earlier run, all of them: they are appended together, the last one first to be missed."""
+        """The task's rows of an earlier run, all of them."""
         wanted = {"task": task, "dataset": self.dataset.name, "seed": self.seed, "config_hash": digest}
         wanted |= {"checkpoint_hash": self.fingerprint, "code_hash": code_hash()}
-        rows = [row for row in read(self.config.results) if find([row], wanted)]
-        last = {tuple(getattr(row, name) for name in KEY): row for row in rows}
-        complete = any(row.details.get("last_of_task") for row in last.values())
-        return list(last.values()) if complete else []
+        return finished(wanted, self.config.results)
 
     def make_rows(
         self,

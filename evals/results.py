@@ -153,3 +153,12 @@ def find(rows: Iterable[EvalResult], wanted: Mapping[str, Any]) -> EvalResult | 
     """The last row whose fields are the wanted ones; `wanted` names those of KEY."""
     found = [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
     return found[-1] if found else None
+
+
+def finished(wanted: Mapping[str, Any], path: str | Path = RESULTS) -> list[EvalResult]:
+    """The rows of a task that was finished earlier, the latest of each metric; none where its last row is missing.
+
+    A task's rows are appended together, and its last one says so (`last_of_task`): what a crash has cut short is made again.
+    """
+    last = {row.key(): row for row in read(path) if find([row], wanted)}
+    return list(last.values()) if any(row.details.get("last_of_task") for row in last.values()) else []

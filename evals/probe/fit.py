@@ -28,6 +28,7 @@ _KNOWN_WARNINGS = (
     ".*Experiment logs directory .*",
     ".*smaller than the logging interval.*",
     ".*isinstance.treespec.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
     ".*No positive samples in targets.*",  # a class without a test picture: its accuracy is 0
     ".*num_workers.*",
 )
@@ -67,7 +68,7 @@ def quiet() -> None:
 
 
 def build_trainer(
-    folder: Path, *, max_epochs: int, check_val_every_n_epoch: int, accelerator: str
+    folder: Path, *, max_epochs: int, check_val_every_n_epoch: int, accelerator: str, accumulate: int = 1
 ) -> lightning.Trainer:
     """One device, a whole checkpoint after each epoch, a bar, metrics.csv."""
     checkpoint = ModelCheckpoint(
@@ -82,6 +83,7 @@ def build_trainer(
         devices=1,
         max_epochs=max_epochs,
         check_val_every_n_epoch=check_val_every_n_epoch,
+        accumulate_grad_batches=accumulate,
         num_sanity_val_steps=0,
         gradient_clip_val=None,
         logger=CSVLogger(folder, name="", version=""),
