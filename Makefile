@@ -14,10 +14,13 @@ TO      ?= timm
 ENCODER ?=
 DATASET ?=
 DATA    ?=
+MODEL   ?=
+# folder with coco_mini and refcoco_mini
+SHARED  ?= ../shared/data
 WHERE    = $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA),--data '$(DATA)')
 
 .DEFAULT_GOAL := help
-.PHONY: help env pretrain seeds eval-imagenet eval-zeroshot eval-look eval-scenes finetune describe export bench bench-data bench-scaling bench-inference bench-probe kills test lint format clean
+.PHONY: help env pretrain seeds eval-imagenet eval-zeroshot eval-look eval-scenes eval-coco eval-refcoco overfit-detection overfit-grounding overfit-dino finetune describe export bench bench-data bench-scaling bench-inference bench-probe kills test lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"Python 3.11 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# mmdet's OpenCV wants libGL, which bare machines lack; the same without windows does not
+	@$(PY) -c 'import cv2' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --force-reinstall --no-deps opencv-python-headless
 	@touch $@
 
 pretrain: $(STAMP) ## pre-train an encoder [CONFIG=configs/pretrain/NAME.yaml] [ARGS="--trainer.max_steps=100"]
@@ -54,6 +59,21 @@ eval-zeroshot: $(STAMP) ## classify by class names, match pictures and captions 
 
 eval-look: $(STAMP) ## pictures of an encoder's features [ENCODER=SPEC] [DATASET=NAME] [DATA=FOLDER] [ARGS="--probe head.safetensors"]
 	$(PY) -m evals look $(if $(ENCODER),--encoder $(ENCODER)) $(WHERE) $(ARGS)
+
+eval-coco: $(STAMP) ## train a detector on an encoder, AP of boxes and masks, 15 minutes [ENCODER=SPEC] [DATASET=NAME] [DATA=FOLDER] [MODEL=grounding_dino]
+	$(PY) -m evals coco $(foreach e,$(ENCODER),--encoder '$(e)') $(WHERE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+eval-refcoco: $(STAMP) ## find what sentences name, precision@1, 20 minutes [ENCODER=SPEC] [DATASET=NAME] [DATA=FOLDER] [MODEL=grounding_dino]
+	$(PY) -m evals refcoco $(foreach e,$(ENCODER),--encoder '$(e)') $(WHERE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+overfit-detection: $(STAMP) ## proof: a small Mask R-CNN over-fits 8 photographs [SHARED=../shared/data]
+	$(PY) -m evals.detection.overfit --data $(SHARED) $(ARGS)
+
+overfit-grounding: $(STAMP) ## proof: the light grounding head over-fits 8 photographs [SHARED=../shared/data]
+	$(PY) -m evals.grounding.overfit_light --data $(SHARED) $(ARGS)
+
+overfit-dino: $(STAMP) ## proof: a small Grounding DINO over-fits 8 photographs [SHARED=../shared/data]
+	$(PY) -m evals.grounding.overfit_dino --data $(SHARED) $(ARGS)
 
 finetune: $(STAMP) ## train the whole encoder on a classification set, 6 minutes [ENCODER=SPEC] [DATASET=NAME] [DATA=FOLDER]
 	$(PY) -m evals finetune $(foreach e,$(ENCODER),--encoder '$(e)') $(WHERE) $(ARGS)

@@ -7,8 +7,10 @@ from importlib import import_module
 COMMANDS = {
     "imagenet": ("evals.imagenet", "attentive and linear probe, k-NN and few-shot classification of frozen features"),
     "finetune": ("evals.finetune", "train the whole encoder on a classification data set"),
+    "refcoco": ("evals.refcoco", "find what a sentence refers to: a light head on frozen tokens, or Grounding DINO"),
     "zeroshot": ("evals.zeroshot", "zero-shot classification and image-text retrieval"),
     "look": ("evals.look", "pictures of an encoder's features"),
+    "coco": ("evals.coco", "train a detector on an encoder, score boxes and masks"),
     "scenes": ("evals.scenes", "a plain probe and the names in captions, on generated scenes"),
 }
 
