@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.arguments import data_arguments, encoder_arguments, output_arguments
 from evals.detection.config import DetectionConfig
 from evals.detection.datasets import load_detection_config
 from evals.detection.intervals import Difference, paired_difference
@@ -31,7 +32,7 @@ from evals.encoder import card
 from evals.features import default_device
 from evals.imagenet import read_groups
 from evals.load import load_encoder
-from evals.results import RESULTS, EvalResult, append, code_hash, command_line, hash_of, read
+from evals.results import EvalResult, append, code_hash, command_line, hash_of, read
 from evals.tables import cell
 from pretrain.cli import shorten
 from pretrain.data.terminal import run_command
@@ -72,24 +73,8 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m evals coco", description=__doc__.split("\n")[0], exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="YAML with any of these values")
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        type=str,
-        help="SPEC, or LABEL=SPEC,SPEC,... for several seeds of one kind; repeatable",
-    )
-    parser.add_argument("--dataset", type=str | None, default=None, help=f"name or file; {DEFAULT_DATASET} if none is")
-    parser.add_argument("--data", type=str | None, default=None, help="where the data lies; coco2017 if none is named")
-    parser.add_argument(
-        "--allow_sizes",
-        type=bool | None,
-        default=None,
-        help="take a part of a published data set, and call it partial; yes where --data is given",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the first encoder of a group; the others count up from it"
-    )
+    encoder_arguments(parser)
+    data_arguments(parser, default=DEFAULT_DATASET, published="coco2017")
     parser.add_argument("--model", type=str, default=MODELS[0], help=f"detector: {' or '.join(MODELS)}")
     parser.add_argument(
         "--dino",
@@ -98,8 +83,7 @@ def build_parser() -> ArgumentParser:
         help="grounding_dino's recipe: a name in configs/evals/grounding or a .yaml; one for small encoders if none is named",
     )
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
-    parser.add_argument("--out", type=Path, default=Path("runs/evals"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    output_arguments(parser)
     parser.add_class_arguments(DetectionConfig, "train")
     return parser
 

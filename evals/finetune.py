@@ -8,7 +8,6 @@ python -m evals finetune --config configs/evals/finetune_mae_base.yaml --encoder
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.arguments import data_arguments, encoder_arguments, output_arguments
 from evals.data.config import DatasetConfig, load_dataset_config
 from evals.encoder import card
 from evals.features import default_device
@@ -23,7 +23,7 @@ from evals.finetuning.config import FinetuneConfig
 from evals.finetuning.job import FinetuneJob, JobConfig
 from evals.imagenet import read_groups
 from evals.load import load_encoder
-from evals.results import RESULTS, EvalResult
+from evals.results import EvalResult
 from evals.tables import cell
 from pretrain.cli import shorten
 from pretrain.data.terminal import run_command
@@ -35,29 +35,10 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m evals finetune", description=__doc__.split("\n")[0], exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="YAML with any of these values")
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        type=str,
-        help="SPEC, or LABEL=SPEC,SPEC,... for several seeds of one kind; repeatable",
-    )
-    parser.add_argument("--dataset", type=str | None, default=None, help=f"name or file; {DEFAULT_DATASET} if none is")
-    parser.add_argument(
-        "--data", type=str | None, default=None, help="where the data set lies; imagenet1k if none is named"
-    )
-    parser.add_argument(
-        "--allow_sizes",
-        type=bool | None,
-        default=None,
-        help="take splits of other sizes than the published ones, and call them partial; yes where --data is given",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the first encoder of a group; the others count up from it"
-    )
+    encoder_arguments(parser)
+    data_arguments(parser, default=DEFAULT_DATASET, published="imagenet1k")
     parser.add_argument("--num_workers", type=int, default=1, help="processes that read pictures")
-    parser.add_argument("--out", type=Path, default=Path("runs/evals"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    output_arguments(parser)
     parser.add_class_arguments(FinetuneConfig, "finetune")
     return parser
 

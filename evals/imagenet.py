@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.arguments import encoder_arguments, output_arguments, place_arguments
 from evals.classify import LINEAR, TASKS, ClassifyConfig, Evaluation
 from evals.data.config import DatasetConfig, load_dataset_config
 from evals.default_run import load_or_train
@@ -38,36 +39,18 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m evals imagenet", description=__doc__.split("\n")[0], exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="YAML with any of these values")
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        type=str,
-        help="SPEC, or LABEL=SPEC,SPEC,... for several seeds of one kind; repeatable",
-    )
+    encoder_arguments(parser)
     parser.add_argument(
         "--dataset", type=str | list[str] | None, default=None, help="name or file of a data set, or a list of them"
     )
-    parser.add_argument(
-        "--data", type=str | None, default=None, help="where the data set lies; imagenet1k if none is named"
-    )
-    parser.add_argument(
-        "--allow_sizes",
-        type=bool | None,
-        default=None,
-        help="take splits of other sizes than the published ones, and call them partial; yes where --data is given",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the first encoder of a group; the others count up from it"
-    )
+    place_arguments(parser, published="imagenet1k")
     parser.add_argument("--tasks", type=list[str] | None, default=None, help=f"of {', '.join(TASKS)}")
     parser.add_argument("--shots", type=list[int], default=[1, 5, 10])
     parser.add_argument("--num_draws", type=int, default=5)
     parser.add_argument(
         "--best_on_test", type=bool, default=False, help="also the best setting on the test set, labelled so"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/evals"))
-    parser.add_argument("--results", type=Path, default=Path("runs/results.jsonl"))
+    output_arguments(parser)
     parser.add_class_arguments(ProbeConfig, "probe")
     parser.add_class_arguments(ProbeConfig, "linear")
     parser.add_class_arguments(FeatureConfig, "features")

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.arguments import encoder_arguments, output_arguments
 from evals.encoder import card
 from evals.features import FeatureConfig, default_device
 from evals.grounding.album import draw_album, draw_learning, load_answers
@@ -32,7 +33,7 @@ from evals.grounding.metrics import Estimate, paired_difference, place
 from evals.grounding.ref_set import RefSet
 from evals.imagenet import read_groups
 from evals.load import load_encoder
-from evals.results import RESULTS, EvalResult
+from evals.results import EvalResult
 from evals.tables import cell
 from pretrain.cli import shorten
 from pretrain.data.terminal import run_command
@@ -50,13 +51,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m evals refcoco", description=__doc__.split("\n")[0], exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="YAML with any of these values")
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        type=str,
-        help="SPEC, or LABEL=SPEC,SPEC,... for several seeds of one kind; repeatable",
-    )
+    encoder_arguments(parser)
     parser.add_argument("--dataset", type=str | None, default=None, help=f"a .yaml, or one of {', '.join(ref_names())}")
     parser.add_argument(
         "--data", type=str | None, default=None, help="where the data set lies; refcoco if none is named"
@@ -75,11 +70,7 @@ def build_parser() -> ArgumentParser:
         help="recipe of Grounding DINO: a .yaml, or a name in configs/evals/grounding; a small one where none is named",
     )
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures for Grounding DINO")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the first encoder of a group; the others count up from it"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/evals"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    output_arguments(parser)
     parser.add_class_arguments(LightConfig, "light")
     parser.add_class_arguments(FeatureConfig, "features")
     return parser

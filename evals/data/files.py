@@ -13,7 +13,7 @@ from PIL import Image
 from evals.data.labelled import LabelledSet
 from pretrain.data.sources import IMAGE_SUFFIXES
 from pretrain.data.storage import BadSample, PackedStrings, decode_image, digest, one_line, read_picture, spread_order
-from pretrain.types import UserError
+from pretrain.types import Fault, UserError
 
 #: Pictures whose bytes are part of a set's identity, so that other pictures under the same names are told apart.
 _NUM_SPREAD = 100
@@ -112,3 +112,24 @@ def read_names(path: Path) -> list[str]:
     except (ValueError, KeyError) as error:
         raise UserError(f"classes: {str(path)!r} is no list of names ({one_line(error)}); give {wanted}") from error
     raise UserError(f"classes: {str(path)!r} is no list of names; give {wanted}")
+
+
+def read_as_stored(path: Path, key: str, *, size: tuple[int, int], source: str) -> Image.Image:
+    """A picture that boxes are drawn on: RGB, and as it is stored, since COCO's annotations know no EXIF.
+
+    Args:
+        path: the file.
+        key: the picture's name, for the fault.
+        size: height and width that its annotations are made for.
+        source: who says so, e.g. the annotations' file name.
+
+    Raises:
+        BadSample: the file is missing, cannot be decoded, or has another size.
+    """
+    rgb = decode_image(read_picture(path, key), key, upright=False)
+    height, width = size
+    if rgb.size != (width, height):
+        turned = ", on its side" if rgb.size == (height, width) else ""
+        detail = f"the file is {rgb.width} x {rgb.height} pixels{turned}, {source} says {width} x {height}"
+        raise BadSample(Fault("corrupt", key, detail))
+    return rgb

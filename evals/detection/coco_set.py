@@ -4,7 +4,6 @@ Shape letters: S pictures of the set, N objects, M regions of crowds, H/W pixels
 """
 
 import copy
-import io
 import logging
 import os
 from collections import Counter
@@ -15,17 +14,15 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as coco_mask
 
-from evals.data.files import existing_folder, first
+from evals.data.files import existing_folder, first, read_as_stored
 from evals.data.labelled import BadSample
 from evals.detection.coco_file import REPAIRS, read_coco_file
 from evals.detection.samples import Objects
-
-# the errors and modes that pictures are known to come with; decode_image itself turns pictures upright
-from pretrain.data.storage import _DECODE_ERRORS, _to_rgb, digest, one_line, read_picture, spread_order
-from pretrain.types import Fault, UserError
+from pretrain.data.storage import digest, read_picture, spread_order
+from pretrain.types import UserError
 
 _log = logging.getLogger(__name__)
 #: Pictures whose bytes are part of the identity, and how many are looked for when a set is made.
@@ -143,23 +140,8 @@ class CocoSet:
         Raises:
             BadSample: the file is missing or cannot be decoded, or its size is not the one that the annotations are made for.
         """
-        key = self.key(index)
-        data = read_picture(self.file(index), key)
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                rgb = _to_rgb(image)
-        except UnidentifiedImageError as error:  # its own text holds an address in memory
-            raise BadSample(Fault("corrupt", key, f"{len(data)} bytes that are no picture Pillow knows")) from error
-        except _DECODE_ERRORS as error:
-            raise BadSample(Fault("corrupt", key, one_line(error))) from error
         height, width = self._file.size_S2[self._picture_S[index]].tolist()
-        if rgb.size != (width, height):
-            turned = ", on its side" if rgb.size == (height, width) else ""
-            detail = (
-                f"the file is {rgb.width} x {rgb.height} pixels{turned}, {self._file.path.name} says {width} x {height}"
-            )
-            raise BadSample(Fault("corrupt", key, detail))
+        rgb = read_as_stored(self.file(index), self.key(index), size=(height, width), source=self._file.path.name)
         return rgb, self.objects(index)
 
     def objects(self, index: int) -> Objects:

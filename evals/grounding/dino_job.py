@@ -192,5 +192,9 @@ class DinoJob:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.detector.state_dict().items()}
         write_atomically(self.folder / "detector.safetensors", save(tensors))
         scores = {f"{row.split}/{row.metric}": {"value": row.value, "interval": row.interval} for row in rows}
-        content = {"scores": scores, "details": {row.split: row.details for row in rows if len(row.details) > 1}, "recipe": asdict(self.config.recipe)}
+        content = {
+            "scores": scores,
+            "details": {row.split: row.details for row in rows if len(row.details) > 1},
+            "recipe": asdict(self.config.recipe),
+        }
         write_atomically(self.folder / "scores.json", (json.dumps(content, indent=2, default=str) + "\n").encode())

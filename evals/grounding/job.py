@@ -236,5 +236,10 @@ class LightJob:
         }
         save_light_head(module.head, self.folder / "head.safetensors", about=about)
         scores = {f"{row.split}/{row.metric}": {"value": row.value, "interval": row.interval} for row in rows}
-        content = {"scores": scores, "details": {row.split: row.details for row in rows if len(row.details) > 1}, "config": asdict(self.config.light), "about": about}
+        content = {
+            "scores": scores,
+            "details": {row.split: row.details for row in rows if len(row.details) > 1},
+            "config": asdict(self.config.light),
+            "about": about,
+        }
         write_atomically(self.folder / "scores.json", (json.dumps(content, indent=2, default=str) + "\n").encode())

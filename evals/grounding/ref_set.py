@@ -4,7 +4,6 @@ Shape letters: S pictures of the split, M objects of a picture.
 """
 
 import copy
-import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import islice
@@ -12,16 +11,14 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from evals.data.files import did_you_mean, first
+from evals.data.files import did_you_mean, first, read_as_stored
 from evals.data.labelled import BadSample, LabelledSet
 from evals.grounding.expressions import Expression
 from evals.grounding.release import Picture, Release
-
-# the errors and modes that pictures are known to come with; decode_image itself turns pictures upright
-from pretrain.data.storage import _DECODE_ERRORS, PackedStrings, _to_rgb, digest, one_line, read_picture, spread_order
-from pretrain.types import Fault, UserError
+from pretrain.data.storage import PackedStrings, digest, read_picture, spread_order
+from pretrain.types import UserError
 
 #: Pictures whose bytes are part of the identity, and how many are looked for when a set is made.
 _NUM_SPREAD, _NUM_LOOKED_FOR = 20, 8
@@ -83,20 +80,7 @@ class RefPictures(LabelledSet):
             BadSample: the file is missing or cannot be decoded, or its size is not the one that the boxes are made for.
         """
         key = self.key(index)
-        data = read_picture(self.file(index), key)
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                rgb = _to_rgb(image)
-        except UnidentifiedImageError as error:  # its own text holds an address in memory
-            raise BadSample(Fault("corrupt", key, f"{len(data)} bytes that are no picture Pillow knows")) from error
-        except _DECODE_ERRORS as error:
-            raise BadSample(Fault("corrupt", key, one_line(error))) from error
-        height, width = self.size(index)
-        if rgb.size != (width, height):
-            detail = f"the file is {rgb.width} x {rgb.height} pixels, instances.json says {width} x {height}"
-            raise BadSample(Fault("corrupt", key, detail))
-        return rgb
+        return read_as_stored(self.file(index), key, size=self.size(index), source="instances.json")
 
     def pictures_identity(self) -> str:
         if self._identity is None:

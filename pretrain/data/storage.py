@@ -155,8 +155,10 @@ def _reduce(image: Image.Image, spare: Spare) -> None:
         image.draft(None, (image.width // factor, image.height // factor))
 
 
-def decode_image(data: bytes | str | Path, key: str, *, spare: Spare | None = None) -> Image.Image:
-    """Decode a whole picture, upright (EXIF), as RGB.
+def decode_image(
+    data: bytes | str | Path, key: str, *, spare: Spare | None = None, upright: bool = True
+) -> Image.Image:
+    """Decode a whole picture as RGB.
 
     Transparency is dropped, as open_clip, timm and torchvision do; 16-bit grey is scaled to 8 bits; of an animation it
     is the first frame.
@@ -165,6 +167,7 @@ def decode_image(data: bytes | str | Path, key: str, *, spare: Spare | None = No
         data: the encoded bytes, or the file's path.
         key: the sample's name, for the fault.
         spare: a JPEG is decoded smaller where this allows it.
+        upright: turn it as its EXIF says; boxes and masks are drawn on pictures as they are stored.
 
     Raises:
         BadSample: "missing" if the file cannot be opened; "corrupt" if it is cut, damaged, no picture, of a mode
@@ -177,8 +180,9 @@ def decode_image(data: bytes | str | Path, key: str, *, spare: Spare | None = No
             if spare is not None:
                 _reduce(image, spare)
             image.load()
-            with suppress(*_DECODE_ERRORS):  # damaged EXIF says nothing about the pixels
-                ImageOps.exif_transpose(image, in_place=True)
+            if upright:
+                with suppress(*_DECODE_ERRORS):  # damaged EXIF says nothing about the pixels
+                    ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except UnidentifiedImageError as error:  # its own text holds an address in memory
         raise BadSample(Fault("corrupt", key, f"{len(data)} bytes that are no picture Pillow knows")) from error

@@ -281,7 +281,7 @@ def test_pictures_that_cannot_be_used_are_faults_and_not_errors(tmp_path):
     paths[1].unlink()
     assert fault_of(val, 1).kind == "missing"
     Image.new("RGB", (30, 40)).save(paths[581857])
-    assert fault_of(val, 581857).detail == "the file is 30 x 40 pixels, instances.json says 40 x 30"
+    assert fault_of(val, 581857).detail == "the file is 30 x 40 pixels, on its side, instances.json says 40 x 30"
 
 
 def test_pictures_are_neither_turned_nor_left_grey(tmp_path):

@@ -262,7 +262,7 @@ def test_command(command, release, run, tmp_path):
     rows = read(tmp_path / "r.jsonl")
     assert [row.seed for row in rows if row.metric == "precision_at_1"] == [0, 1, 0]
     assert {row.objective for row in rows} == {"unknown", "random"}
-    pictures = tmp_path / "evals/grounding_light/squares/pictures"
+    pictures = tmp_path / "evals/grounding_light/squares/pictures-s0"
     for name in ("examples.png", "misses.png", "learning.png"):
         with Image.open(pictures / name) as page:
             assert min(page.size) > 200
