@@ -1,6 +1,6 @@
 """Proof that the detector's targets, boxes, masks and losses are right: a small Mask R-CNN over-fits eight photographs.
 
-python -m evals.detection.overfit                                 about 7 minutes on 2 cores
+python -m evals.detection.overfit                                 about 11 minutes on one core
 python -m evals.detection.overfit --data ../shared/data --epochs 12 --out runs/overfit/mask_rcnn
 
 The encoder starts from random weights. Over-fitting says nothing about an encoder: the pictures that are trained on are scored.
