@@ -270,3 +270,14 @@ def check_backbone(
             f"encoder {spec!r}: the backbone's features differ from the encoder's by {difference:.1e} of the largest"
         )
     return difference
+
+
+def checked_backbone(encoder: TokenEncoder, config: BackboneConfig, *, fingerprint: str) -> EncoderBackbone:
+    """The backbone of an encoder as it was loaded, held to it by :func:`check_backbone`; nothing is drawn.
+
+    Raises:
+        UserError: as both of them.
+    """
+    backbone = EncoderBackbone(encoder, config)
+    check_backbone(backbone, lambda image: encoder(image).tokens_BND, fingerprint=fingerprint)
+    return backbone

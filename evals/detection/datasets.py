@@ -1,18 +1,16 @@
 """Detection data sets as configs name them: configs/evals/detection/NAME.yaml, one file for one data set."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
 
+from evals.configs import config_names, read_config
 from evals.data.files import existing_folder
 from evals.detection.coco_set import CocoSet
 from evals.detection.scene_folder import DATA_ROOT, SCENE_SEED, SceneFolder, scene_folder
-from evals.text.prompts import config_names, find_config, read_yaml
-from pretrain.data.storage import one_line
 from pretrain.types import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs" / "evals" / "detection"
@@ -175,15 +173,7 @@ def load_detection_config(name_or_file: str, *, path: str | None = None, allow_s
     Raises:
         UserError: unknown name, unknown or missing field, wrong type or value.
     """
-    file = find_config(name_or_file, FOLDER, field="dataset")
-    content = dict(read_yaml(file, [f.name for f in fields(DetectionData)]))
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DetectionData, as_group=False)
-    try:
-        values = parser.parse_object({"name": file.stem, **content}).as_dict()
-    except ArgumentError as error:
-        raise UserError(f"dataset {file.name}: {one_line(error)}") from error
-    config = DetectionData(**values)
+    config, file = read_config(DetectionData, name_or_file, FOLDER)
     try:
         if path is not None:
             if config.kind == "scenes":

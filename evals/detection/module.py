@@ -11,7 +11,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from evals.detection.backbone import EncoderBackbone, check_backbone
+from evals.detection.backbone import checked_backbone
 from evals.detection.config import DetectionConfig
 from evals.detection.feeding import DetectionBatch, FaultCount
 from evals.detection.mask_rcnn import build_mask_rcnn
@@ -20,8 +20,8 @@ from evals.detection.samples import Detections, Sample
 from evals.encoder import BlockEncoder, TokenEncoder
 from evals.finetuning.layers import parameter_groups
 from evals.finetuning.module import step_draws
+from evals.finetuning.schedule import adamw_with_schedule
 from pretrain.models.attention import choose_fused_attention
-from pretrain.optim import OptimConfig, rate_factor
 from pretrain.types import UserError
 
 #: Pixels of files whose masks are pasted at once: 1 GB for 100 masks a picture.
@@ -72,8 +72,7 @@ class DetectionModule(lightning.LightningModule):
         # while the heads are drawn nothing else is, so that they are the same on any encoder
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            backbone = EncoderBackbone(encoder, config.backbone)
-            check_backbone(backbone, lambda image: encoder(image).tokens_BND, fingerprint=fingerprint)
+            backbone = checked_backbone(encoder, config.backbone, fingerprint=fingerprint)
             sizes = {"num_classes": num_classes, "max_per_img": max_per_img}
             self.detector = build_mask_rcnn(backbone, config.detector, masks=config.masks, **sizes)
         self.curve: list[tuple[float, float, float]] = []
@@ -146,15 +145,8 @@ class DetectionModule(lightning.LightningModule):
         config = self.config
         heads = nn.ModuleDict({name: part for name, part in self.detector.named_children() if name != "backbone"})
         groups = parameter_groups(self.encoder, heads, config)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         total_steps = config.epochs * -(-self.steps_per_epoch // config.accumulate)
-        warmup_steps = min(config.warmup_steps, total_steps - 1)
-        schedule = OptimConfig(
-            lr=config.lr, warmup_steps=warmup_steps, warmup_start_lr=config.warmup_start_lr, min_lr=config.min_lr
-        )
-        factor = rate_factor(schedule, warmup_steps=warmup_steps, total_steps=total_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw_with_schedule(groups, config, warmup_steps=config.warmup_steps, total_steps=total_steps)
 
     def configure_gradient_clipping(
         self,

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
-from evals.detection.backbone import EncoderBackbone, check_backbone
+from evals.detection.backbone import checked_backbone
 from evals.detection.coco_set import CocoSet
 from evals.detection.config import DetectionConfig
 from evals.detection.feeding import FaultCount
@@ -203,11 +202,7 @@ class GroundingDinoRecipe:
         score_held_out: Scorer | None,
         fingerprint: str,
     ) -> OpenVocabularyModule:
-        # the heads are the same on any encoder: nothing else is drawn while they are
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            backbone = EncoderBackbone(encoder, self.recipe.backbone)
-            check_backbone(backbone, lambda image: encoder(image).tokens_BND, fingerprint=fingerprint)
+        backbone = checked_backbone(encoder, self.recipe.backbone, fingerprint=fingerprint)
         # as many as the data set's evaluation counts, whatever the recipe has for a sentence
         dino = replace(self.recipe.dino, max_per_img=min(self.recipe.dino.num_queries, most_detections(train)))
         return OpenVocabularyModule(

@@ -17,10 +17,10 @@ from evals.data.augment import seeded
 from evals.encoder import BlockEncoder, TokenEncoder, feature_width
 from evals.finetuning.config import FinetuneConfig
 from evals.finetuning.layers import parameter_groups, set_drop_path
+from evals.finetuning.schedule import adamw_with_schedule
 from evals.probe.heads import build_head
 from evals.probe.scored import ProbeBatch, ScoredModule
 from pretrain.models.attention import choose_fused_attention
-from pretrain.optim import OptimConfig, rate_factor
 from pretrain.rng import draw_key
 from pretrain.types import UserError
 
@@ -137,14 +137,8 @@ class FinetuneModule(ScoredModule):
         """One schedule for all groups: layers have their share of every rate of it."""
         config = self.config
         groups = parameter_groups(self.encoder, self.head, config)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         warmup_steps, total_steps = self._steps()
-        schedule = OptimConfig(
-            lr=config.lr, warmup_steps=warmup_steps, warmup_start_lr=config.warmup_start_lr, min_lr=config.min_lr
-        )
-        factor = rate_factor(schedule, warmup_steps=warmup_steps, total_steps=total_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw_with_schedule(groups, config, warmup_steps=warmup_steps, total_steps=total_steps)
 
     def _steps(self) -> tuple[int, int]:
         """Of the warm-up and of all; a run of one step has no warm-up."""

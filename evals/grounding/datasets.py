@@ -1,19 +1,16 @@
 """Grounding data sets as configs name them: configs/evals/refcoco/NAME.yaml, one file for one data set."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
-
+from evals.configs import config_names, read_config
 from evals.data.files import existing_folder
 from evals.detection.scene_folder import DATA_ROOT, SCENE_SEED, SceneFolder, scene_folder
 from evals.grounding.leaks import Leaks, drop_leaks
 from evals.grounding.ref_set import RefSet, find_images
 from evals.grounding.release import read_release
-from evals.text.prompts import config_names, find_config, read_yaml
-from pretrain.data.storage import one_line
 from pretrain.types import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs" / "evals" / "refcoco"
@@ -154,15 +151,7 @@ def load_ref_config(name_or_file: str, *, path: str | None = None) -> RefConfig:
     Raises:
         UserError: unknown name, unknown or missing field, wrong type or value.
     """
-    file = find_config(name_or_file, FOLDER, field="dataset")
-    content = dict(read_yaml(file, [f.name for f in fields(RefConfig)]))
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RefConfig, as_group=False)
-    try:
-        values = parser.parse_object({"name": file.stem, **content}).as_dict()
-    except ArgumentError as error:
-        raise UserError(f"dataset {file.name}: {one_line(error)}") from error
-    config = RefConfig(**values)
+    config, file = read_config(RefConfig, name_or_file, FOLDER)
     try:
         if path is not None:
             if config.kind == "scenes":

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import save
 
-from evals.detection.backbone import EncoderBackbone, check_backbone
+from evals.detection.backbone import checked_backbone
 from evals.detection.canvas import CanvasTransform
 from evals.encoder import TokenEncoder
 from evals.grounding.answers import has_answers, write_answers
@@ -160,11 +159,7 @@ class DinoJob:
             placed = self._place(self.data.watch, answers, top_k=(1,))
             return {"precision_at_1": placed.precision(1)}
 
-        encoder = self.encoder
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            backbone = EncoderBackbone(encoder, recipe.backbone)
-            check_backbone(backbone, lambda image: encoder(image).tokens_BND, fingerprint=self.fingerprint)
+        backbone = checked_backbone(self.encoder, recipe.backbone, fingerprint=self.fingerprint)
         module = GroundingDinoModule(
             build_grounding_dino(backbone, recipe.dino, seed=self.seed),
             recipe.training,

@@ -13,12 +13,12 @@ from torchvision.ops import box_convert
 
 from evals.finetuning.layers import undecayed_names
 from evals.finetuning.module import step_draws
+from evals.finetuning.schedule import adamw_with_schedule
 from evals.grounding.feeding import LightBatch
 from evals.grounding.light_config import LightConfig
 from evals.grounding.light_head import LightGroundingHead, box_loss
 from evals.grounding.metrics import MIN_IOU, paired_iou
 from pretrain.models.attention import choose_fused_attention
-from pretrain.optim import OptimConfig, rate_factor
 from pretrain.types import UserError
 
 #: Learned tokens, which are not decayed.
@@ -99,15 +99,9 @@ class LightModule(lightning.LightningModule):
             }
             for plain, w in ((False, config.weight_decay), (True, 0.0))
         ]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         total_steps = config.epochs * self.steps_per_epoch
-        warmup_steps = min(round(config.warmup_epochs * self.steps_per_epoch), total_steps - 1)
-        schedule = OptimConfig(
-            lr=config.lr, warmup_steps=warmup_steps, warmup_start_lr=config.warmup_start_lr, min_lr=config.min_lr
-        )
-        factor = rate_factor(schedule, warmup_steps=warmup_steps, total_steps=total_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
+        return adamw_with_schedule(groups, config, warmup_steps=warmup_steps, total_steps=total_steps)
 
     def configure_gradient_clipping(
         self,

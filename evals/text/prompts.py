@@ -1,12 +1,11 @@
 """Wordings of classes: templates and names from `configs/evals/prompts/*.yaml`, or those that open_clip ships for ImageNet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from evals.configs import config_names, find_config, read_yaml
 from pretrain.types import UserError
 
 PROMPTS = Path(__file__).parents[2] / "configs" / "evals" / "prompts"
@@ -88,39 +87,6 @@ def _class_names(value: object, path: Path) -> tuple[str, ...] | None:
             f"{path}: class_names: {value!r:.80} is neither a list of names by label nor {_OPEN_CLIP_NAMES!r}"
         )
     return tuple(value)
-
-
-def read_yaml(path: Path, known: Sequence[str]) -> Mapping[str, Any]:
-    """The fields of a YAML file.
-
-    Raises:
-        UserError: it cannot be read, is no mapping, or has a field that is not `known`.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no fields; it has {', '.join(known)}")
-    if unknown := [name for name in content if name not in known]:
-        raise UserError(f"{path}: field {unknown[0]!r} is unknown; known are {', '.join(known)}")
-    return content
-
-
-def find_config(name: str, folder: Path, *, field: str) -> Path:
-    """`folder`/NAME.yaml, or a file by its path. Raises UserError with the names that there are."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UserError(f"{field}: {name!r} is no file")
-        return path
-    if not (folder / f"{name}.yaml").is_file():
-        raise UserError(f"{field}: {name!r} is unknown; give one of {', '.join(config_names(folder))} or a .yaml file")
-    return folder / f"{name}.yaml"
-
-
-def config_names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def load_prompts(name: str) -> PromptConfig:

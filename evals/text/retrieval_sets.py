@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
+from evals.configs import find_config, read_yaml
 from evals.data.labelled import LabelledSet
 from evals.scenes import EVAL_SEED
-from evals.text.prompts import find_config, read_yaml
 from pretrain.data.samples import FileSource
 from pretrain.data.scene_render import render
 from pretrain.data.scene_text import STYLES, caption
