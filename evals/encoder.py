@@ -7,11 +7,12 @@ Shape letters: B batch, C channels, H/W pixels, P class and register tokens, N p
 T texts.
 """
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from timm.layers import Format, PatchEmbed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from evals.transforms import ImageTransform
+from evals.transforms import ImageTransform, whole_picture
 from pretrain.types import UserError
 
 
@@ -251,6 +252,21 @@ def card(encoder: TokenEncoder) -> EncoderCard:
     size = encoder.transform.spec.img_size
     params = sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith("text."))
     return EncoderCard(params, encoder.embed_dim, int(np.prod(encoder.grid(size, size))), size)
+
+
+def seeing_whole_pictures(
+    encoder: TokenEncoder, *, mode: Literal["squash", "pad"] = "squash", img_size: int | None = None
+) -> TokenEncoder:
+    """The same encoder, weights shared, with `evals.transforms.whole_picture`'s transform.
+
+    Raises:
+        UserError: a size that it cannot take.
+    """
+    other = copy.copy(encoder)
+    other.transform = whole_picture(encoder.transform, mode=mode, img_size=img_size)
+    side = other.transform.spec.img_size
+    other.grid(side, side)
+    return other
 
 
 @torch.no_grad()

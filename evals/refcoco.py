@@ -29,11 +29,12 @@ from evals.grounding.dino_config import DinoRecipe, load_recipe
 from evals.grounding.dino_job import DinoJob, DinoJobConfig
 from evals.grounding.job import JobConfig, LightJob
 from evals.grounding.light_config import LightConfig
-from evals.grounding.metrics import Estimate, paired_difference, place
+from evals.grounding.metrics import paired_difference, place
 from evals.grounding.ref_set import RefSet
 from evals.imagenet import read_groups
 from evals.load import load_encoder
 from evals.results import EvalResult
+from evals.statistics import Estimate
 from evals.tables import cell
 from pretrain.cli import shorten
 from pretrain.data.terminal import run_command

@@ -19,7 +19,7 @@ from evals.detection.record import read_detections, write_detections
 from evals.detection.samples import Detections
 from evals.detection.scoring import Curve, Outcome, most_detections, result_rows, score_on, score_outcome
 from evals.encoder import Provenance, TokenEncoder
-from evals.probe.fit import build_trainer, forget_checkpoint, quiet, set_first_epoch, unless_interrupted
+from evals.probe.fit import build_trainer, fit_or_go_on, forget_checkpoint, quiet, unless_interrupted
 from evals.results import RESULTS, EvalResult, append, code_hash, finished, hash_of
 from pretrain.files import write_atomically
 from pretrain.rng import draw_rng
@@ -166,10 +166,7 @@ class DetectionJob:
             accelerator=self.accelerator,
             accumulate=config.accumulate,
         )
-        last = folder / "checkpoints" / "last.ckpt"
-        set_first_epoch(fit, last)
-        start = str(last) if last.is_file() else None
-        unless_interrupted(trainer, lambda: trainer.fit(module, fit, held if len(held_S) else None, ckpt_path=start))
+        fit_or_go_on(trainer, module, fit, held if len(held_S) else None, folder)
         unless_interrupted(trainer, lambda: trainer.test(module, test, verbose=False))
         return module
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evals.finetuning.module import FinetuneModule
 from evals.finetuning.save import check_savable, save_finetuned
-from evals.probe.fit import Loaders, build_trainer, quiet, set_first_epoch, unless_interrupted, write_predictions
+from evals.probe.fit import Loaders, build_trainer, fit_or_go_on, quiet, unless_interrupted, write_predictions
 from evals.probe.heads import save_head
 from evals.probe.scored import TestScores
 from pretrain.files import write_atomically
@@ -64,10 +64,7 @@ def fit_finetune(
     check_savable(module.encoder)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = build_trainer(folder, max_epochs=module.config.epochs, check_val_every_n_epoch=1, accelerator=accelerator)
-    last = folder / "checkpoints" / "last.ckpt"
-    set_first_epoch(loaders.fit, last)
-    start = str(last) if last.is_file() else None
-    unless_interrupted(trainer, lambda: trainer.fit(module, loaders.fit, loaders.held, ckpt_path=start))
+    fit_or_go_on(trainer, module, loaders.fit, loaders.held, folder)
     unless_interrupted(trainer, lambda: trainer.test(module, loaders.test, verbose=False))
     module.cpu().eval().requires_grad_(False)
     info = {"fine_tuned_on": dataset, "seed": module.seed, "config": asdict(module.config)}

@@ -28,7 +28,7 @@ from evals.grounding.metrics import TOP_K, Placed, place
 from evals.grounding.record import result_rows, row_key
 from evals.grounding.ref_set import RefSet
 from evals.grounding.text_features import load_text_encoder, model_fingerprint
-from evals.probe.fit import build_trainer, forget_checkpoint, quiet, set_first_epoch, unless_interrupted
+from evals.probe.fit import build_trainer, fit_or_go_on, forget_checkpoint, quiet, unless_interrupted
 from evals.results import RESULTS, EvalResult, append, code_hash, finished, hash_of
 from pretrain.files import write_atomically
 
@@ -176,11 +176,7 @@ class DinoJob:
             accelerator=self.accelerator,
             accumulate=recipe.training.accumulate,
         )
-        last = self.folder / "checkpoints" / "last.ckpt"
-        set_first_epoch(fit, last)
-        start = str(last) if last.is_file() else None
-        held = self._loader(self.data.watch)
-        unless_interrupted(trainer, lambda: trainer.fit(module, fit, held, ckpt_path=start))
+        fit_or_go_on(trainer, module, fit, self._loader(self.data.watch), self.folder)
         return module, trainer
 
     def _save(self, module: GroundingDinoModule, rows: list[EvalResult]) -> None:

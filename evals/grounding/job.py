@@ -3,17 +3,16 @@
 Shape letters: B sentences, X expressions of a split.
 """
 
-import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evals.encoder import TokenEncoder
+from evals.encoder import TokenEncoder, seeing_whole_pictures
 from evals.features import FeatureConfig, cached_features
 from evals.grounding.answers import has_answers, write_answers
 from evals.grounding.chance import all_chances
@@ -26,9 +25,8 @@ from evals.grounding.module import LightModule
 from evals.grounding.record import result_rows, row_key
 from evals.grounding.scoring import SCORE_BATCH, answer, controls
 from evals.grounding.text_features import load_text_encoder, model_fingerprint, text_features
-from evals.probe.fit import build_trainer, forget_checkpoint, quiet, set_first_epoch, unless_interrupted
+from evals.probe.fit import build_trainer, fit_or_go_on, forget_checkpoint, quiet
 from evals.results import RESULTS, EvalResult, append, code_hash, finished, hash_of
-from evals.transforms import ImageTransform
 from pretrain.files import write_atomically
 from pretrain.types import UserError
 
@@ -57,28 +55,6 @@ class JobConfig:
         """Raise UserError for what cannot be meant."""
         self.light.check()
         self.features.check()
-
-
-def whole_picture(transform: ImageTransform, *, img_size: int | None = None) -> ImageTransform:
-    """An encoder's transform without its crop, which would cut objects off: the picture is squeezed into the square.
-
-    Boxes in shares of the sides are the same before and after.
-    """
-    spec = transform.spec if img_size is None else replace(transform.spec, img_size=img_size)
-    return replace(transform, spec=spec, crop_pct=1.0, mode="squash")
-
-
-def seeing_whole_pictures(encoder: TokenEncoder, *, img_size: int | None = None) -> TokenEncoder:
-    """The same encoder, weights shared, with :func:`whole_picture`'s transform.
-
-    Raises:
-        UserError: a size that it cannot take.
-    """
-    other = copy.copy(encoder)
-    other.transform = whole_picture(encoder.transform, img_size=img_size)
-    side = other.transform.spec.img_size
-    other.grid(side, side)
-    return other
 
 
 class LightJob:
@@ -203,10 +179,7 @@ class LightJob:
         trainer = build_trainer(
             self.folder, max_epochs=config.epochs, check_val_every_n_epoch=1, accelerator=self.accelerator
         )
-        last = self.folder / "checkpoints" / "last.ckpt"
-        set_first_epoch(fit, last)
-        start = str(last) if last.is_file() else None
-        unless_interrupted(trainer, lambda: trainer.fit(module, fit, held, ckpt_path=start))
+        fit_or_go_on(trainer, module, fit, held, self.folder)
         return module.to(next(self.encoder.parameters()).device).eval().requires_grad_(False)
 
     def _score(self, module: LightModule, splits: dict[str, LightSplit], name: str) -> tuple[Placed, dict[str, Any]]:

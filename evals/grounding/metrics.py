@@ -16,23 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from evals.grounding.expressions import Expression, Located
-from pretrain.rng import draw_rng
+from evals.statistics import NUM_RESAMPLES, Estimate, picture_interval
 
 #: Least IoU of a right box.
 MIN_IOU = 0.5
 TOP_K = (1, 5, 10)
-NUM_RESAMPLES = 2000
-_COVERED = (2.5, 97.5)
-#: Numbers held at once: 64 MB.
-_MAX_CELLS = 8_000_000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number in percent (or percentage points) and its 95% interval over pictures."""
-
-    value: float
-    interval: tuple[float, float]
 
 
 def box_iou(box_K4: np.ndarray, box_M4: np.ndarray) -> np.ndarray:
@@ -83,11 +71,11 @@ class Placed:
 
     def estimate(self, k: int = 1, *, seed: int = 0, num: int = NUM_RESAMPLES) -> Estimate:
         """Precision@k with its interval."""
-        return Estimate(self.precision(k), interval(self.right_N[k], self.image_id_N, seed=seed, num=num))
+        return Estimate(self.precision(k), picture_interval(self.right_N[k], self.image_id_N, seed=seed, num=num))
 
     def estimate_iou(self, *, seed: int = 0, num: int = NUM_RESAMPLES) -> Estimate:
         """Mean IoU with its interval."""
-        return Estimate(self.mean_iou(), interval(self.best_iou_N, self.image_id_N, seed=seed, num=num))
+        return Estimate(self.mean_iou(), picture_interval(self.best_iou_N, self.image_id_N, seed=seed, num=num))
 
 
 def place(expressions: Sequence[Expression], located: Sequence[Located], *, top_k: Sequence[int] = TOP_K) -> Placed:
@@ -122,31 +110,6 @@ def place(expressions: Sequence[Expression], located: Sequence[Located], *, top_
     return Placed(image_id_N, best_iou_N, right_N)
 
 
-def interval(
-    value_N: np.ndarray, image_id_N: np.ndarray, *, seed: int = 0, num: int = NUM_RESAMPLES
-) -> tuple[float, float]:
-    """95% interval in percent of the mean over expressions, where pictures are drawn anew with all their expressions.
-
-    Args:
-        value_N: of each expression: right or not, or an IoU; for a paired difference, the difference of two models.
-        image_id_N: its picture.
-        seed: of the draws; the interval is a function of it and of the arguments only.
-        num: S.
-    """
-    _, place_N = np.unique(image_id_N, return_inverse=True)
-    num_pictures = int(place_N.max()) + 1
-    total_P = np.bincount(place_N, weights=np.asarray(value_N, dtype=np.float64), minlength=num_pictures)
-    count_P = np.bincount(place_N, minlength=num_pictures)
-    rng = draw_rng(seed, "grounding/resample", 0)
-    means = []
-    step = max(1, _MAX_CELLS // num_pictures)
-    for start in range(0, num, step):
-        drawn_SP = rng.multinomial(num_pictures, np.full(num_pictures, 1 / num_pictures), min(step, num - start))
-        means.append((drawn_SP @ total_P) / (drawn_SP @ count_P))
-    low, high = np.percentile(100 * np.concatenate(means), _COVERED)
-    return float(low), float(high)
-
-
 def paired_difference(first: Placed, second: Placed, *, seed: int = 0, num: int = NUM_RESAMPLES) -> Estimate:
     """How many points of precision@1 the first model is above the second, on the same expressions in the same order.
 
@@ -156,4 +119,6 @@ def paired_difference(first: Placed, second: Placed, *, seed: int = 0, num: int 
     if not np.array_equal(first.image_id_N, second.image_id_N):
         raise ValueError("a paired difference needs two models on the same expressions in the same order")
     difference_N = first.right_N[1].astype(np.float64) - second.right_N[1]
-    return Estimate(100 * float(difference_N.mean()), interval(difference_N, first.image_id_N, seed=seed, num=num))
+    return Estimate(
+        100 * float(difference_N.mean()), picture_interval(difference_N, first.image_id_N, seed=seed, num=num)
+    )

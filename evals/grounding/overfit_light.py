@@ -24,13 +24,12 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 
 from evals.data.labelled import BadSample
-from evals.encoder import TokenEncoder
+from evals.encoder import TokenEncoder, seeing_whole_pictures
 from evals.features import FeatureConfig, cached_features, default_device
 from evals.grounding.album import best_box
 from evals.grounding.draw import Answered, draw_answers
 from evals.grounding.expressions import Located
 from evals.grounding.feeding import LightSplit, light_loader
-from evals.grounding.job import seeing_whole_pictures
 from evals.grounding.light_config import LightConfig
 from evals.grounding.metrics import Placed, place
 from evals.grounding.module import LightModule

@@ -68,9 +68,18 @@ def quiet() -> None:
 
 
 def build_trainer(
-    folder: Path, *, max_epochs: int, check_val_every_n_epoch: int, accelerator: str, accumulate: int = 1
+    folder: Path,
+    *,
+    max_epochs: int,
+    check_val_every_n_epoch: int,
+    accelerator: str,
+    accumulate: int = 1,
 ) -> lightning.Trainer:
-    """One device, a whole checkpoint after each epoch, a bar, metrics.csv."""
+    """One device, a whole checkpoint after each epoch, a bar, metrics.csv.
+
+    There is no bound on steps: with one, Lightning 2.6 takes a run that goes on from the end of an epoch for one that was stopped
+    inside it, and trains a batch too many (`FitLoop.restarting`).
+    """
     checkpoint = ModelCheckpoint(
         folder / "checkpoints",
         filename="last",
@@ -118,11 +127,7 @@ def fit_probe(
     epochs = module.config.epochs
     every = 1 if module.config.mode == "cached" else epochs  # held-out pictures are encoded anew each time
     trainer = build_trainer(folder, max_epochs=epochs, check_val_every_n_epoch=every, accelerator=accelerator)
-    last = folder / "checkpoints" / "last.ckpt"
-    set_first_epoch(loaders.fit, last)
-    unless_interrupted(
-        trainer, lambda: trainer.fit(module, loaders.fit, loaders.held, ckpt_path=str(last) if last.is_file() else None)
-    )
+    fit_or_go_on(trainer, module, loaders.fit, loaders.held, folder)
     setting = module.settings[module.choose()]
     module.test_all = best_on_test
     unless_interrupted(trainer, lambda: trainer.test(module, loaders.test, verbose=False))
@@ -131,6 +136,24 @@ def fit_probe(
     outcome = Outcome(chosen, held_out, module.scores, folder)
     _write(outcome, module, classes=classes, keys=keys)
     return outcome
+
+
+def fit_or_go_on(
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    fit: DataLoader[Any],
+    held: DataLoader[Any] | None,
+    folder: Path,
+) -> None:
+    """Train, from the last whole epoch where `folder` has a checkpoint.
+
+    Raises:
+        KeyboardInterrupt: interrupted.
+    """
+    last = folder / "checkpoints" / "last.ckpt"
+    set_first_epoch(fit, last)
+    start = str(last) if last.is_file() else None
+    unless_interrupted(trainer, lambda: trainer.fit(module, fit, held, ckpt_path=start))
 
 
 def set_first_epoch(loader: DataLoader[ProbeBatch], checkpoint: Path) -> None:

@@ -166,12 +166,51 @@ class HuggingFaceTokenizer(CaptionTokenizer):
         self._tokenizer.save_pretrained(folder)
 
 
+#: Words, single digits and runs of other characters, each with the space before it.
+_PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+"
+
+
+def train_bpe(texts: Iterable[str], *, vocab_size: int, special: Sequence[str]) -> Tokenizer:
+    """A byte-level BPE of the texts as they are: no text is unknown to it; a number is spelt digit by digit.
+
+    Args:
+        texts: to learn from.
+        vocab_size: most ids; fewer where the texts hold too few pairs.
+        special: tokens that get the first ids.
+
+    Raises:
+        UserError: `vocab_size` is below the 256 bytes and the special tokens.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(special) + len(alphabet):
+        raise UserError(
+            f"vocab_size: {vocab_size} is too small; a BPE over bytes needs at least {len(special) + len(alphabet)}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(special),
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # Training used threads, so that `tokenizers` would warn in every forked DataLoader worker; encoding uses none.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return tokenizer
+
+
 class BpeTokenizer(CaptionTokenizer):
     """A byte-level BPE: no text is unknown to it; a number is spelt digit by digit."""
 
     _PAD, _EOS = "<pad>", "<eos>"
-    #: words, single digits and runs of other characters, each with the space before it
-    _PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -187,31 +226,8 @@ class BpeTokenizer(CaptionTokenizer):
         Raises:
             UserError: `vocab_size` is below the 256 bytes and 2 special tokens.
         """
-        special = [cls._PAD, cls._EOS]
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        if vocab_size < len(special) + len(alphabet):
-            raise UserError(
-                f"vocab_size: {vocab_size} is too small; a BPE over bytes needs at least {2 + len(alphabet)}"
-            )
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(cls._PIECES), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            special_tokens=special,
-            initial_alphabet=sorted(alphabet),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator((f" {clean_caption(caption)}" for caption in captions), trainer)
-        # Training used threads, so that `tokenizers` would warn in every forked DataLoader worker; encoding uses none.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        return cls(tokenizer)
+        cleaned = (f" {clean_caption(caption)}" for caption in captions)
+        return cls(train_bpe(cleaned, vocab_size=vocab_size, special=[cls._PAD, cls._EOS]))
 
     def _encode(self, text: str) -> list[int]:
         # A space in front, so that a word is the same token at the start as elsewhere

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torchvision.ops import box_iou as torchvision_iou
 
-from evals.grounding import metrics
 from evals.grounding.expressions import Expression, Located
-from evals.grounding.metrics import Placed, box_iou, interval, paired_difference, paired_iou, place
+from evals.grounding.metrics import Placed, box_iou, paired_difference, paired_iou, place
+from evals.statistics import picture_interval
 from pretrain.rng import draw_rng
 
 
@@ -126,24 +126,24 @@ def test_the_interval_is_that_of_a_loop():
         values = [v for name, times in zip(names, draw, strict=True) for v in list(value_N[image_id_N == name]) * times]
         means.append(100 * sum(values) / len(values))
     wanted = np.percentile(means, [2.5, 97.5])
-    assert interval(value_N, image_id_N, seed=3, num=400) == pytest.approx(tuple(wanted))
-    assert interval(value_N, image_id_N, seed=4, num=400) != pytest.approx(tuple(wanted))
+    assert picture_interval(value_N, image_id_N, seed=3, num=400) == pytest.approx(tuple(wanted))
+    assert picture_interval(value_N, image_id_N, seed=4, num=400) != pytest.approx(tuple(wanted))
 
 
 def test_few_numbers_at_once_are_the_same_interval(monkeypatch):
     rng = np.random.default_rng(2)
     value_N, image_id_N = rng.uniform(0, 1, 20), np.arange(20) // 2
-    wanted = interval(value_N, image_id_N)
-    monkeypatch.setattr(metrics, "_MAX_CELLS", 70)
-    assert interval(value_N, image_id_N) == pytest.approx(wanted)
+    wanted = picture_interval(value_N, image_id_N)
+    monkeypatch.setattr("evals.statistics._MAX_CELLS", 70)
+    assert picture_interval(value_N, image_id_N) == pytest.approx(wanted)
 
 
 def test_pictures_are_drawn_not_sentences():
     """One picture with 99 right sentences, one with a wrong one. A quarter of the draws has the first twice (100%), a quarter
     the second twice (0%). Over sentences it would be about 97% to 100%."""
     right_N = np.array([True] * 99 + [False])
-    assert interval(right_N, np.array([5] * 99 + [2])) == (0.0, 100.0)
-    low, high = interval(right_N, np.arange(100))
+    assert picture_interval(right_N, np.array([5] * 99 + [2])) == (0.0, 100.0)
+    low, high = picture_interval(right_N, np.arange(100))
     assert 96 < low < 98.5
     assert high == 100
 

@@ -12,13 +12,13 @@ from PIL import Image
 from evals import refcoco
 from evals.grounding.answers import read_answers
 from evals.grounding.datasets import load_ref_config
-from evals.grounding.job import JobConfig, LightJob, whole_picture
+from evals.grounding.job import JobConfig, LightJob
 from evals.grounding.light_config import LightConfig, LightHeadConfig
 from evals.grounding.light_head import load_light_head
 from evals.grounding.module import LightModule
 from evals.load import load_encoder
 from evals.results import read
-from evals.transforms import ImageTransform
+from evals.transforms import ImageTransform, whole_picture
 from pretrain.export import save_json, save_tensors
 from pretrain.models.vision import EncoderConfig, build_encoder
 from pretrain.types import ImageSpec, UserError
