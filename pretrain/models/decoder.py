@@ -5,7 +5,6 @@ V vocabulary, P patch pixels (3 * patch_size ** 2), M selected rows.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +13,13 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.models.generation import Cache, Generators, Search, generate
 from pretrain.models.norm import RMSNorm
 from pretrain.models.sizes import swiglu_hidden_dim
 from pretrain.models.vision import init_published
 from pretrain.types import CONTEXT_LENGTH, UserError
 
 _log = logging.getLogger(__name__)
-#: Keys and values seen so far, each [B, H, T, K], of one block.
-Cache = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -231,53 +229,47 @@ class Decoder(nn.Module):
         prompt_BL: Tensor | None = None,
         *,
         eos_id: int,
+        prompt_length_B: Tensor | None = None,
         max_tokens: int | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
         temperature: float = 0.0,
         top_k: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
+        use_cache: bool = True,
     ) -> Tensor:
-        """Caption tokens, with a cache of keys and values: each step runs one token through the blocks.
+        """Caption tokens; see :func:`pretrain.models.generation.generate`.
 
         Args:
             image_BNE: the encoder's tokens.
-            prompt_BL: int64 tokens that the caption begins with, the same number for each picture.
+            prompt_BL: int64 tokens that the caption begins with.
             eos_id: where a caption ends; behind it the output is filled with `eos_id`.
+            prompt_length_B: int64, tokens of each row's prompt; all of `prompt_BL` where not given.
             max_tokens: most tokens, the prompt included; the context length where not given.
+            max_new_tokens: most tokens behind each prompt.
+            num_beams: above 1 is beam search.
+            length_penalty: a finished beam's log likelihood is divided by its length ** this.
             temperature: 0 takes the most likely token.
             top_k: sample among the k most likely tokens.
-            generator: for sampling.
+            generator: for sampling; one, or one for each row.
+            use_cache: keep keys and values, so that each step runs one token through the blocks; the same tokens without.
 
         Returns:
             int64 [B, T], T <= `max_tokens`, the prompt included.
+
+        Raises:
+            UserError: numbers that cannot be meant.
         """
-        limit = min(max_tokens or self.context_length, self.context_length)
-        batch = image_BNE.shape[0]
-        text_BL = image_BNE.new_empty(batch, 0, dtype=torch.long) if prompt_BL is None else prompt_BL
-        done_B = torch.zeros(batch, dtype=torch.bool, device=image_BNE.device)
-        # the last column only makes room: embed_text feeds all tokens but the last
-        start_BSD = self.embed_text(F.pad(text_BL, (0, 1))) if text_BL.shape[1] < limit else None
-        caches: Sequence[Cache | None] = [None] * len(self.blocks)
-        x_BSD = None if start_BSD is None else torch.cat([self.image_proj(image_BNE), start_BSD], dim=1)
-        while text_BL.shape[1] < limit and not done_B.all():
-            new_caches = []
-            for block, cache in zip(self.blocks, caches, strict=True):
-                x_BSD, cache = block(x_BSD, cache)
-                new_caches.append(cache)
-            caches = new_caches
-            logits_BV = self.text_head(self.norm(x_BSD[:, -1]))
-            token_B = _choose(logits_BV.float(), temperature=temperature, top_k=top_k, generator=generator)
-            token_B = torch.where(done_B, eos_id, token_B)
-            done_B = done_B | (token_B == eos_id)
-            text_BL = torch.cat([text_BL, token_B[:, None]], dim=1)
-            position = text_BL.shape[1]
-            x_BSD = self.token_embed(token_B)[:, None] + self.pos_embed[:, position : position + 1]
-        return text_BL
-
-
-def _choose(logits_BV: Tensor, *, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    if top_k is not None:
-        threshold_B1 = logits_BV.topk(min(top_k, logits_BV.shape[-1])).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < threshold_B1, float("-inf"))
-    return torch.multinomial((logits_BV / temperature).softmax(-1), 1, generator=generator)[:, 0]
+        return generate(
+            self,
+            image_BNE,
+            prompt_BL,
+            prompt_length_B=prompt_length_B,
+            eos_id=eos_id,
+            max_tokens=max_tokens,
+            max_new_tokens=max_new_tokens,
+            search=Search(num_beams, length_penalty, temperature, top_k),
+            generator=generator,
+            use_cache=use_cache,
+        )
