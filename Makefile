@@ -15,12 +15,13 @@ ENCODER ?=
 DATASET ?=
 DATA    ?=
 MODEL   ?=
+TASK    ?=
 # folder with coco_mini and refcoco_mini
 SHARED  ?= ../shared/data
 WHERE    = $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA),--data '$(DATA)')
 
 .DEFAULT_GOAL := help
-.PHONY: help env pretrain seeds eval-imagenet eval-zeroshot eval-look eval-scenes eval-coco eval-refcoco overfit-detection overfit-grounding overfit-dino finetune describe export bench bench-data bench-scaling bench-inference bench-probe kills test lint format clean
+.PHONY: help env pretrain seeds eval-imagenet eval-zeroshot eval-look eval-scenes eval-coco eval-refcoco eval-vqa eval-caption overfit-detection overfit-grounding overfit-dino finetune describe export bench bench-data bench-scaling bench-inference bench-probe kills test lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +66,12 @@ eval-coco: $(STAMP) ## train a detector on an encoder, AP of boxes and masks, 8 
 
 eval-refcoco: $(STAMP) ## find what sentences name, precision@1, 7 minutes [ENCODER=SPEC] [DATASET=NAME] [DATA=FOLDER] [MODEL=grounding_dino]
 	$(PY) -m evals refcoco $(foreach e,$(ENCODER),--encoder '$(e)') $(WHERE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+eval-vqa: $(STAMP) ## answer questions about pictures, percent right, 15 minutes [ENCODER=SPEC] [TASK="vqav2 gqa"] [DATA=FOLDER]
+	$(PY) -m evals vqa $(foreach e,$(ENCODER),--encoder '$(e)') $(foreach t,$(TASK),--task '$(t)') $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+eval-caption: $(STAMP) ## caption pictures, CIDEr-D and others, 15 minutes [ENCODER=SPEC] [TASK=flickr1k] [DATA=FOLDER]
+	$(PY) -m evals caption $(foreach e,$(ENCODER),--encoder '$(e)') $(foreach t,$(TASK),--task '$(t)') $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 overfit-detection: $(STAMP) ## proof: a small Mask R-CNN over-fits 8 photographs [SHARED=../shared/data]
 	$(PY) -m evals.detection.overfit --data $(SHARED) $(ARGS)

@@ -11,6 +11,8 @@ COMMANDS = {
     "zeroshot": ("evals.zeroshot", "zero-shot classification and image-text retrieval"),
     "look": ("evals.look", "pictures of an encoder's features"),
     "coco": ("evals.coco", "train a detector on an encoder, score boxes and masks"),
+    "vqa": ("evals.vqa", "questions about pictures: a connector into a language model, or the kept decoder"),
+    "caption": ("evals.caption", "captions of pictures: the kept decoder, or a connector into a language model"),
     "scenes": ("evals.scenes", "a plain probe and the names in captions, on generated scenes"),
 }
 
