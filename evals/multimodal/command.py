@@ -62,7 +62,7 @@ class Answered:
         return label if self.label == NO_IMAGE_LABEL or not self.route else f"{label}, {SHORT_NAMES[self.route]}"
 
 
-SHORT_NAMES = {"connector": "LM", "decoder": "tuned decoder", "decoder_frozen": "decoder"}
+SHORT_NAMES = {"connector": "LM", "decoder": "tuned", "decoder_frozen": "kept"}
 ROUTE_NAMES = {"connector": "connector + LM", "decoder": "kept decoder, tuned", "decoder_frozen": "kept decoder"}
 
 
