@@ -263,4 +263,6 @@ def test_scenes_are_neither_read_from_a_folder_nor_with_other_pictures():
     assert "instructions scenes.yaml: --data=here: scenes are drawn, not read; leave it out" in error_of(
         load_instructions, "scenes", path="here"
     )
-    assert "--taught_images=here: scenes are drawn, not read" in error_of(small("scenes").build, img_size=32, images="here")
+    assert "--taught_images=here: scenes are drawn, not read" in error_of(
+        small("scenes").build, img_size=32, images="here"
+    )
