@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -20,16 +19,14 @@ from evals.multimodal.config import RecipeConfig, TrainConfig, train_settings
 from evals.multimodal.examples import Answer, ExampleSet, Generation, InstructionSet
 from evals.multimodal.feeding import Pictures, sequences_with_pictures
 from evals.multimodal.kept_decoder import KeptDecoder, load_kept_decoder, load_tuned_decoder
-from evals.multimodal.module import seen
-from evals.multimodal.routes import ANSWER_BATCH, Asked, Route
+from evals.multimodal.routes import Asked, Route
 from evals.multimodal.sequences import Encoded, SequenceBatch
 from evals.multimodal.shots import Shots
 from evals.multimodal.templates import PICTURE
-from pretrain.data.terminal import progress_bar
+from evals.text.caption_scorer import RANDOM
 from pretrain.export import find_export
 from pretrain.types import UserError
 
-_RANDOM = "random:"
 #: Most tokens of a question with its answer that the decoder's context is lengthened to; ours.
 MAX_LENGTH = 256
 
@@ -105,12 +102,13 @@ class DecoderRoute(Route):
         # the encoder's weights do not tell which decoder stands behind them
         self._identity = kept.identity()
         self.kept: KeptDecoder | None = kept if frozen else None
+        self.model = TrainedDecoder(kept) if frozen else None
 
     @staticmethod
     def serves(spec: str) -> bool:
         """Whether an encoder has a decoder: runs and exports of this suite that predict text."""
         try:
-            folder = find_export(spec.removeprefix(_RANDOM))
+            folder = find_export(spec.removeprefix(RANDOM))
         except (UserError, OSError):
             return False
         about = read_object(folder / "objective.json").get("objective")
@@ -191,30 +189,23 @@ class DecoderRoute(Route):
         prompts = ["" if self.captions else asked(example) for example in dataset.examples]
         # prompts of as many tokens are answered together
         order = sorted(range(len(prompts)), key=lambda number: len(self.kept.tokenizer.ids(prompts[number])))
-        device = next(self.kept.parameters()).device
         empty = Encoded(np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, np.int64))
-        answers: dict[int, Answer] = {}
-        with progress_bar() as bar, torch.no_grad():
-            task = bar.add_task(f"answer {dataset.name}", total=len(order))
-            for start in range(0, len(order), ANSWER_BATCH):
-                part = order[start : start + ANSWER_BATCH]
-                batch = text_with_pictures(
-                    [empty] * len(part),
-                    [dataset.examples[number].picture for number in part],
-                    pictures,
-                    number_B=np.array(part),
-                    filler_id=self.kept.filler_id,
-                )
-                if len(batch):
-                    batch = seen(batch.to(device), self.encoder, precision="fp32")
-                    numbers = batch.number_B.tolist()
-                    asked_now = [prompts[number] for number in numbers]
-                    texts = self.kept.answer(batch.tokens_IND, asked_now, generation, number_B=numbers)
-                    for number, text in zip(numbers, texts, strict=True):
-                        example = dataset.examples[number]
-                        answers[number] = Answer(example.example_id, text, f"{PICTURE}{prompts[number]}")
-                bar.advance(task, len(part))
-        return [answers[number] for number in sorted(answers)]
+
+        def batch_of(part: list[int]) -> SequenceBatch:
+            return text_with_pictures(
+                [empty] * len(part),
+                [dataset.examples[number].picture for number in part],
+                pictures,
+                number_B=np.array(part),
+                filler_id=self.kept.filler_id,
+            )
+
+        def texts_of(batch: SequenceBatch) -> list[str]:
+            numbers = batch.number_B.tolist()
+            asked_now = [prompts[number] for number in numbers]
+            return self.kept.answer(batch.tokens_IND, asked_now, generation, number_B=numbers)
+
+        return self._in_batches(dataset, order, batch_of, texts_of, prompt=lambda number: f"{PICTURE}{prompts[number]}")
 
     def save(self, folder: Path) -> None:
         self.kept.save(folder)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evals.data.labelled import LabelledSet
+from evals.data.loading import MAX_FAULT_SHARE, MIN_COUNTED
 from evals.encoder import Provenance, TokenEncoder, seeing_whole_pictures
 from evals.features import FeatureConfig, cached_features
 from evals.multimodal.answers import Kept, read_kept, score, write_kept
@@ -20,7 +21,7 @@ from evals.multimodal.config import RecipeConfig
 from evals.multimodal.data.tasks import TaskConfig
 from evals.multimodal.examples import ExampleSet, Generation, InstructionSet
 from evals.multimodal.feeding import CachedPictures, NoPictures, Pictures, PixelPictures, step_loader
-from evals.multimodal.module import MAX_FAULT_SHARE, MIN_COUNTED, AnswerModule
+from evals.multimodal.module import AnswerModule
 from evals.multimodal.routes import Route, generation_for
 from evals.multimodal.shots import Shots
 from evals.probe.fit import build_trainer, fit_or_go_on, forget_checkpoint, quiet

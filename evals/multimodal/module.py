@@ -11,6 +11,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from evals.data.loading import MAX_FAULT_SHARE, MIN_COUNTED
 from evals.encoder import TokenEncoder
 from evals.features import encode
 from evals.finetuning.layers import undecayed_names
@@ -19,9 +20,6 @@ from evals.finetuning.schedule import adamw_with_schedule
 from evals.multimodal.config import TrainConfig
 from evals.multimodal.sequences import SequenceBatch
 from pretrain.types import UserError
-
-#: Largest share of pictures that cannot be read, once so many have been asked for.
-MAX_FAULT_SHARE, MIN_COUNTED = 0.05, 20
 
 
 class Trained(Protocol):

@@ -6,7 +6,7 @@ Shape letters: B sequences, D width of the encoder's tokens.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class Route(ABC):
         name: "connector" or "decoder".
         fast: children of `model` that learn at another rate.
         fast_factor: their rate over the others'.
-        model: what is trained; None before it is built or loaded.
+        model: what answers; None before it is built or loaded.
+        encoder: on its device; None for a model that sees no picture.
         is_trained: whether there is anything to train.
     """
 
@@ -49,6 +50,7 @@ class Route(ABC):
     fast: tuple[str, ...] = ()
     fast_factor: float = 1.0
     model: nn.Module | None = None
+    encoder: TokenEncoder | None
     is_trained: bool = True
 
     @property
@@ -84,6 +86,38 @@ class Route(ABC):
         shot_pictures: Pictures | None = None,
     ) -> list[Answer]:
         """An answer to each example whose picture can be read."""
+
+    def _in_batches(
+        self,
+        dataset: ExampleSet,
+        order: Sequence[int],
+        batch_of: Callable[[list[int]], SequenceBatch],
+        texts_of: Callable[[SequenceBatch], list[str]],
+        *,
+        prompt: Callable[[int], str],
+    ) -> list[Answer]:
+        """Answers in the set's order, made in another, some at once, with a bar.
+
+        Args:
+            dataset: what is asked.
+            order: examples' numbers, those beside each other alike in length.
+            batch_of: examples as a batch; those whose picture cannot be read are not in it.
+            texts_of: what is said to a batch on the encoder's device, with tokens.
+            prompt: as text, of an example's number.
+        """
+        device = next(self.model.parameters()).device
+        answers: dict[int, Answer] = {}
+        with progress_bar() as bar:
+            task = bar.add_task(f"answer {dataset.name}", total=len(order))
+            for start in range(0, len(order), ANSWER_BATCH):
+                part = list(order[start : start + ANSWER_BATCH])
+                batch = batch_of(part)
+                if len(batch):
+                    batch = seen(batch.to(device), self.encoder, precision="fp32")
+                    for number, text in zip(batch.number_B.tolist(), texts_of(batch), strict=True):
+                        answers[number] = Answer(dataset.examples[number].example_id, text, prompt(number))
+                bar.advance(task, len(part))
+        return [answers[number] for number in sorted(answers)]
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -185,27 +219,22 @@ class ConnectorRoute(Route):
             check_fits(length, self.language.context_length, about=about, max_tokens=generation.max_tokens)
             prompts.append((encoded, text, [*(num_own + shot.picture for shot in shown), example.picture], length))
         order = sorted(range(len(prompts)), key=lambda number: prompts[number][3])
-        device = next(self.model.parameters()).device
-        answers: dict[int, Answer] = {}
         self.model.eval()
-        with progress_bar() as bar:
-            task = bar.add_task(f"answer {dataset.name}", total=len(order))
-            for start in range(0, len(order), ANSWER_BATCH):
-                part = order[start : start + ANSWER_BATCH]
-                batch = sequences_with_pictures(
-                    [prompts[number][0] for number in part],
-                    [prompts[number][2] for number in part],
-                    pictures,
-                    number_B=np.array(part),
-                    filler_id=self.language.filler_id,
-                    pad_left=True,
-                )
-                if len(batch):
-                    batch = seen(batch.to(device), self.encoder, precision="fp32")
-                    for number, text in zip(batch.number_B.tolist(), self.model.answer(batch, generation), strict=True):
-                        answers[number] = Answer(dataset.examples[number].example_id, text, prompts[number][1])
-                bar.advance(task, len(part))
-        return [answers[number] for number in sorted(answers)]
+
+        def batch_of(part: list[int]) -> SequenceBatch:
+            return sequences_with_pictures(
+                [prompts[number][0] for number in part],
+                [prompts[number][2] for number in part],
+                pictures,
+                number_B=np.array(part),
+                filler_id=self.language.filler_id,
+                pad_left=True,
+            )
+
+        def texts_of(batch: SequenceBatch) -> list[str]:
+            return self.model.answer(batch, generation)
+
+        return self._in_batches(dataset, order, batch_of, texts_of, prompt=lambda number: prompts[number][1])
 
     def save(self, folder: Path) -> None:
         save_connector(self.model, self.recipe.lm, folder)
