@@ -20,6 +20,7 @@ from evals.encoders.specs import near, read_object
 from evals.transforms import ImageTransform
 from pretrain.export import find_export, load_pretrained
 from pretrain.models.vision import EncoderConfig, build_encoder
+from pretrain.objectives.build import objective_name, read_objective_config
 from pretrain.types import UserError
 
 #: What is evaluated where nothing is named.
@@ -107,13 +108,14 @@ def _architecture(config: EncoderConfig) -> str:
 
 
 def trained_objective(export: Path) -> str:
-    """What an export's objective.json describes: "aimv2" (pixels and captions), "aimv1" (pixels), "captioner" (captions).
+    """What an export's objective.json describes, by :func:`pretrain.objectives.build.objective_name`.
 
     "unknown" where the export has none, or one that names other things.
     """
     about = read_object(export / "objective.json").get("objective")
     if not isinstance(about, dict) or not {"image_weight", "text_weight"} <= about.keys():
         return "unknown"
-    return {(True, True): "aimv2", (True, False): "aimv1", (False, True): "captioner"}.get(
-        (about["image_weight"] > 0, about["text_weight"] > 0), "unknown"
-    )
+    try:
+        return objective_name(read_objective_config(about))
+    except (TypeError, KeyError):
+        return "unknown"

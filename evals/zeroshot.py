@@ -4,8 +4,9 @@ python -m evals zeroshot                                               the last 
 python -m evals zeroshot --encoder open_clip:NAME@FILE --data /imagenet    on ImageNet-1k in its official folders
 python -m evals zeroshot --encoder runs/a runs/b --retrieval coco --data /coco
 
-Encoders with a text tower are scored by the cosine of pictures and texts. This suite's own runs have a decoder instead and are
-scored by the likelihood of a text as the picture's caption; tables and rows say "caption likelihood".
+Encoders with a text tower, this suite's own contrastive runs (clip, siglip) among them, are scored by the cosine of pictures and
+texts. Its other runs have a decoder instead and are scored by the likelihood of a text as the picture's caption; tables and rows
+say "caption likelihood".
 """
 
 import argparse
@@ -28,6 +29,7 @@ from evals.text.caption_scorer import RANDOM, CaptionScorer, CaptionScoring, loa
 from evals.text.evaluate import Job, classification_job, retrieval_job, run_job
 from evals.text.prompts import PromptConfig, default_prompts, load_prompts
 from evals.text.retrieval_sets import RetrievalConfig, build_retrieval_set, load_retrieval_config
+from evals.text.run_towers import RunTowerScorer, load_towers
 from evals.text.scorers import ImageTextScorer, TowerScorer
 from pretrain.data.terminal import run_command
 from pretrain.rng import draw_rng
@@ -163,7 +165,7 @@ def read_options(args: Sequence[str] | None) -> Options:
 
 
 def build_scorer(encoder: TokenEncoder, *, scoring: CaptionScoring, seed: int) -> ImageTextScorer:
-    """The text tower where there is one, else the decoder beside a run.
+    """The text tower where there is one, else the text tower or the decoder beside a run.
 
     Raises:
         UserError: neither.
@@ -171,11 +173,14 @@ def build_scorer(encoder: TokenEncoder, *, scoring: CaptionScoring, seed: int) -
     if encoder.text is not None:
         return TowerScorer(encoder)
     spec = encoder.provenance.spec
+    if (towers := load_towers(spec, seed=seed)) is not None:
+        objective, tokenizer = towers
+        return RunTowerScorer(encoder, objective=objective, tokenizer=tokenizer)
     found = load_decoder(spec, seed=seed)
     if found is None:
         raise UserError(
             f"--encoder={spec}: it has neither a text tower nor a decoder that predicts captions, so that no text can be "
-            "compared with its pictures; give a run with its decoder, or a CLIP or SigLIP model"
+            "compared with its pictures; give a run with its decoder or text tower, or a CLIP or SigLIP model"
         )
     objective, tokenizer = found
     return CaptionScorer(encoder, objective=objective, tokenizer=tokenizer, scoring=scoring)
@@ -218,8 +223,13 @@ def evaluate(spec: str, options: Options, console: Console) -> list[EvalResult]:
         pictures = build_retrieval_set(config, img_size=size, num=options.num, seed=options.seed)
         jobs.append((retrieval_job(pictures), RETRIEVAL))
     rows = []
+    unread = [f"--{name}" for name in ("tokens", "prior") if getattr(options, name) is not None]
     for job, scoring in jobs:
         scorer = build_scorer(encoder, scoring=options.scoring(scoring), seed=options.seed)
+        if unread and not isinstance(scorer, CaptionScorer):
+            raise UserError(
+                f"{unread[0]} is of caption likelihood: {encoder.provenance.spec} is scored by its text tower"
+            )
         rows += run_job(
             job,
             scorer,

@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from timm.models import VisionTransformer
 from torch import nn
 
 from pretrain.cli import PretrainCLI, user_message
 from pretrain.data.datamodule import ImageTextData
 from pretrain.data.tokenizers import HuggingFaceTokenizer
-from pretrain.flops import Flops, ModelSize, model_flops, model_size
-from pretrain.models.vision import build_encoder
+from pretrain.flops import Flops, ModelSize, model_size
+from pretrain.models.vision import build_encoder, num_patches
 from pretrain.module import PretrainModule
 from pretrain.objectives.aimv2 import AIMv2Objective
-from pretrain.types import CONTEXT_LENGTH, UserError
+from pretrain.objectives.build import build_objective
+from pretrain.objectives.mae import MAEObjective
+from pretrain.types import CONTEXT_LENGTH, ImageTextBatch, UserError
 
 #: Sizes of tokenizers that are named in configs, so that none is downloaded to count parameters: SigLIP's as ml-l3m
 #: gives it, CLIP's BPE (reference, sections 1 and 5).
@@ -68,19 +71,21 @@ class Description:
 
     Attributes:
         name: the encoder's.
-        params: parameters by part: encoder, decoder (all of them), text_head and pixel_head among the decoder's.
-        size: sizes that FLOPs depend on.
+        params: parameters by part: encoder, decoder (all of the objective's), text_head and pixel_head among the decoder's.
+        num_patches: of a picture.
+        size: sizes that a decoder's FLOPs depend on; None for an objective without a causal decoder.
         flops: of one sample's forward pass, the decoder's attention as the causal half.
         dense_flops: the same with all pairs of the decoder, as torch's counter has it.
         text_len: tokens of a caption, EOS included.
-        predicted_patches: mean number of patches behind the prefix.
+        predicted_patches: mean number of patches that are predicted.
         global_batch: samples of an optimiser step.
         steps: optimiser steps of the budget.
     """
 
     name: str
     params: dict[str, int]
-    size: ModelSize
+    num_patches: int
+    size: ModelSize | None
     flops: Flops
     dense_flops: Flops
     text_len: int
@@ -110,35 +115,67 @@ def describe(args: Sequence[str], *, text_len: int = CONTEXT_LENGTH, vocab_size:
     vocab_size = vocab_size or known_vocab_size(config.data.tokenizer, config.data.vocab_size)
     with torch.device("meta"):
         encoder = build_encoder(module.encoder_config)
-        objective = AIMv2Objective(module.objective_config, encoder=encoder, vocab_size=vocab_size)
-    size = model_size(encoder, objective.decoder, pixel_decoder=objective.pixel_decoder)
-    low, high = module.objective_config.prefix.bounds(size.num_patches)  # M is uniform between them
-    predicted = size.num_patches - (low + high) / 2
-    counts = {"text_len": text_len, "valid_tokens": text_len, "predicted_patches": predicted}
+        objective = build_objective(module.objective_config, encoder=encoder, vocab_size=vocab_size)
     global_batch = config.data.batch_size * world_size(config.trainer) * config.trainer.accumulate_grad_batches
+    # a contrastive step compares all its pictures with all its captions: what a sample costs depends on their number
+    count = global_batch if objective.contrasts else 1
+    batch = _batch_of_sizes(count, text_len=text_len)
+    parts = {name: objective.flops(encoder, batch, attention=name).each(count) for name in ("causal", "dense")}
     return Description(
         name=module.encoder_config.name,
         params=_params(encoder, objective),
-        size=size,
-        flops=model_flops(size, attention="causal", **counts),
-        dense_flops=model_flops(size, attention="dense", **counts),
+        num_patches=num_patches(encoder),
+        size=_decoder_size(encoder, objective),
+        flops=parts["causal"],
+        dense_flops=parts["dense"],
         text_len=text_len,
-        predicted_patches=predicted,
+        predicted_patches=_predicted_patches(objective),
         global_batch=global_batch,
         steps=num_steps(config, global_batch),
     )
 
 
-def _params(encoder: nn.Module, objective: AIMv2Objective) -> dict[str, int]:
+def _batch_of_sizes(count: int, *, text_len: int) -> ImageTextBatch:
+    """A batch that has sizes and nothing else: captions of `text_len` tokens, all with a target."""
+    return ImageTextBatch(
+        image_BCHW=torch.empty(count, 3, 0, 0),
+        text_BL=torch.zeros(count, text_len, dtype=torch.long),
+        text_valid_BL=torch.ones(count, text_len, dtype=torch.bool),
+        position_B=torch.arange(count),
+        seed=0,
+        keys=[""] * count,
+        captions=[""] * count,
+    )
+
+
+def _decoder_size(encoder: VisionTransformer, objective: nn.Module) -> ModelSize | None:
+    if not isinstance(objective, AIMv2Objective):
+        return None
+    return model_size(encoder, objective.decoder, pixel_decoder=objective.pixel_decoder)
+
+
+def _predicted_patches(objective: nn.Module) -> float:
+    if isinstance(objective, MAEObjective):
+        return objective.num_hidden
+    if not getattr(objective, "predicts_pixels", False):
+        return 0.0
+    low, high = objective.config.prefix.bounds(objective.num_patches)  # M is uniform between them
+    return objective.num_patches - (low + high) / 2
+
+
+def _params(encoder: nn.Module, objective: nn.Module) -> dict[str, int]:
     def count(module: nn.Module | None) -> int:
         return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
 
-    pixel_decoder = objective.pixel_decoder or objective.decoder
+    text_heads, pixel_heads = (
+        [head for module in objective.modules() if (head := getattr(module, name, None)) is not None]
+        for name in ("text_head", "pixel_head")
+    )
     return {
         "encoder": count(encoder),
         "decoder": count(objective),
-        "text_head": count(objective.decoder.text_head),
-        "pixel_head": count(pixel_decoder.pixel_head),
+        "text_head": sum(map(count, text_heads)),
+        "pixel_head": sum(map(count, pixel_heads)),
     }
 
 
@@ -198,6 +235,9 @@ def table(about: Description) -> Table:
         "text head": (params["text_head"], flops.text_head, 3 * flops.text_head),
         "pixel head": (params["pixel_head"], flops.pixel_head, 3 * flops.pixel_head),
     }
+    if flops.text_tower:
+        both = flops.text_tower + flops.similarities
+        rows = {"encoder": rows["encoder"], "text tower, pooling, similarities": (params["decoder"], both, 3 * both)}
     for name, (count, *values) in rows.items():
         result.add_row(name, millions(count), *map(quantity, values))
     result.add_section()
@@ -207,10 +247,10 @@ def table(about: Description) -> Table:
 
 
 def _caption(about: Description) -> str:
-    size, total = about.size, about.samples * about.flops.training
+    total = about.samples * about.flops.training
     return (
-        f"Decoder in all, heads and embeddings included: {millions(about.params['decoder'])} parameters.\n"
-        f"Tokens of a sample: {size.num_patches} patches ({about.predicted_patches:g} of them predicted, on average) and "
+        f"Beside the encoder in all, heads and embeddings included: {millions(about.params['decoder'])} parameters.\n"
+        f"Tokens of a sample: {about.num_patches} patches ({about.predicted_patches:g} of them predicted, on average) and "
         f"{about.text_len} of text.\n"
         f"Budget: {about.steps:,} steps x {about.global_batch:,} = {about.samples:,} samples, {quantity(total)}FLOP in all "
         f"({total:.3e}).\n"

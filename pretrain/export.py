@@ -1,7 +1,7 @@
-"""Exports: a folder with the encoder in timm's own names, the decoder and the tokenizer beside it, and one call to load it.
+"""Exports: a folder with the encoder in timm's own names, the objective and the tokenizer beside it, and one call to load it.
 
 export/encoder.safetensors  encoder.json    weights; timm name, sizes, picture size and statistics
-export/objective.safetensors objective.json  decoder(s), for captions and predicted patches
+export/objective.safetensors objective.json  decoder(s), for captions and predicted patches; or text tower and pooling
 export/tokenizer/
 """
 
@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from pretrain.data.tokenizers import CaptionTokenizer, load_tokenizer
 from pretrain.files import write_atomically
-from pretrain.models.attention import PrefixConfig
-from pretrain.models.decoder import DecoderConfig
 from pretrain.models.vision import EncoderConfig, build_encoder
 from pretrain.module import PretrainModule
-from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
+from pretrain.objectives.build import build_objective, read_objective_config
 from pretrain.run import checkpoint_path
 from pretrain.types import ImageSpec, UserError
 
@@ -37,7 +35,7 @@ class Pretrained:
         config: the encoder by name and sizes.
         encoder: `forward_features(image_BCHW)` gives tokens [B, N, D] under full attention.
         image: picture size and statistics that belong to the weights.
-        objective: the decoder(s); None in an export of the encoder alone.
+        objective: with its decoder(s) or text tower; None in an export of the encoder alone.
         tokenizer: of the captions; None likewise.
         info: where the weights come from (step, samples seen, validation losses).
     """
@@ -45,7 +43,7 @@ class Pretrained:
     config: EncoderConfig
     encoder: VisionTransformer
     image: ImageSpec
-    objective: AIMv2Objective | None
+    objective: nn.Module | None
     tokenizer: CaptionTokenizer | None
     info: dict[str, Any]
 
@@ -116,7 +114,7 @@ def load_pretrained(path: str | Path, *, encoder_only: bool = False) -> Pretrain
 
     Args:
         path: the run or export.
-        encoder_only: leave decoder and tokenizer alone.
+        encoder_only: leave objective and tokenizer alone.
 
     Raises:
         UserError: nothing there, a damaged file, or weights that do not fit.
@@ -136,8 +134,11 @@ def load_pretrained(path: str | Path, *, encoder_only: bool = False) -> Pretrain
     if (folder / "objective.json").is_file() and not encoder_only:
         tokenizer = load_tokenizer(folder / "tokenizer")
         fields = _read_json(folder / "objective.json")["objective"]
-        fields |= {"decoder": DecoderConfig(**fields["decoder"]), "prefix": PrefixConfig(**fields["prefix"])}
-        objective = AIMv2Objective(AIMv2Config(**fields), encoder=encoder, vocab_size=tokenizer.vocab_size)
+        try:
+            objective_config = read_objective_config(fields)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder / 'objective.json'} is not this version's: {error}") from error
+        objective = build_objective(objective_config, encoder=encoder, vocab_size=tokenizer.vocab_size)
         _load_strictly(objective, folder / "objective.safetensors")
         objective.eval().requires_grad_(False)
     return Pretrained(config, encoder.eval().requires_grad_(False), image, objective, tokenizer, about["info"])

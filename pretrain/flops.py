@@ -73,22 +73,29 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one forward pass, by part."""
+    """FLOPs of one forward pass, by part; 0 for what an objective does not have."""
 
     patchifier: float
     encoder: float
-    decoder: float
-    text_head: float
-    pixel_head: float
+    decoder: float = 0.0
+    text_head: float = 0.0
+    pixel_head: float = 0.0
+    #: contrastive objectives: the text tower; pooling, both projections and all similarities
+    text_tower: float = 0.0
+    similarities: float = 0.0
 
     @property
     def forward(self) -> float:
-        return self.patchifier + self.encoder + self.decoder + self.text_head + self.pixel_head
+        return sum(vars(self).values())
 
     @property
     def training(self) -> float:
         """Forward and backward: three times forward, but for the patchifier's missing gradient of pixels."""
         return 3 * self.forward - self.patchifier
+
+    def each(self, samples: int) -> "Flops":
+        """Of one of `samples` samples."""
+        return Flops(**{name: value / samples for name, value in vars(self).items()})
 
 
 def _stack_size(blocks: nn.ModuleList | nn.Sequential, embed_dim: int) -> StackSize:

@@ -8,7 +8,8 @@ What counts, in bytes:
 - activations: what the forward pass keeps for the backward pass, worked out in `_block_token_bytes` for one token in one
   block. With activation checkpointing a block keeps its input, and one block at a time keeps the rest. Under autocast the
   matrices' bf16 copies are kept as well.
-- logits: one block of the vocabulary loss, and the gradients that it has ready (hidden states and head).
+- logits: one block of the vocabulary loss, and the gradients that it has ready (hidden states and head); for contrastive
+  objectives the similarities of this device's pictures and captions with those of all devices, and the latter's vectors.
 
 They add up at the end of the forward pass: Lightning drops the last step's gradients only then. Not counted: pictures
 that loaders hold, the device's context (about half a GiB on CUDA), what an allocator wastes, validation.
@@ -24,8 +25,11 @@ from torch import nn
 
 from pretrain.models.decoder import Decoder
 from pretrain.models.recompute import transformer_blocks
+from pretrain.models.text_tower import TextTower
 from pretrain.models.vision import num_patches
+from pretrain.objectives.contrastive import ContrastiveObjective
 from pretrain.objectives.losses import LOGITS_BYTES
+from pretrain.objectives.mae import MAEDecoder, MAEObjective
 from pretrain.types import CONTEXT_LENGTH
 
 #: How far the estimate may be off (`tests/pretrain/test_memory.py`): a device with less by this factor is too small.
@@ -79,7 +83,7 @@ class MemoryEstimate:
         gathered: FSDP2's whole parameters and gradients, as many as there are at once.
         activations: kept for the backward pass, with or without checkpointing as the step says.
         activations_otherwise: the other way round.
-        logits: the vocabulary loss.
+        logits: the vocabulary loss, or the similarities of pictures and captions.
     """
 
     parameters: int
@@ -111,12 +115,21 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class _Stack:
-    """A transformer with its tokens per picture, width, and the bytes that its residual stream has an element."""
+    """A transformer.
+
+    Attributes:
+        module: holds its blocks.
+        tokens: of a picture or its caption.
+        embed_dim: width.
+        stream_bytes: of an element of its residual stream.
+        masked: whether attention is given a mask.
+    """
 
     module: nn.Module
     tokens: int
     embed_dim: int
     stream_bytes: int
+    masked: bool = False
 
 
 def estimate_memory(encoder: VisionTransformer, objective: nn.Module, step: Step) -> MemoryEstimate:
@@ -145,13 +158,19 @@ def _count(module: nn.Module, *, matrices: bool = False) -> int:
 
 
 def _stacks(encoder: VisionTransformer, objective: nn.Module, step: Step) -> Iterator[_Stack]:
-    """Encoder and decoders. The encoder adds fp32 positions, its stream is fp32; a decoder's is what a projection gives."""
+    """Encoder, decoders and text tower. What adds fp32 positions has an fp32 stream, AIMv2's decoder what a projection gives."""
     patches = num_patches(encoder)
-    yield _Stack(encoder, patches, encoder.embed_dim, FP32_BYTES)
+    visible = patches - objective.num_hidden if isinstance(objective, MAEObjective) else patches
+    masked = not isinstance(objective, ContrastiveObjective | MAEObjective)
+    yield _Stack(encoder, visible, encoder.embed_dim, FP32_BYTES, masked)
     for module in objective.modules():
         if isinstance(module, Decoder):
             tokens = patches + (step.text_len if module.text_head is not None else 0)
             yield _Stack(module, tokens, module.image_proj.out_features, _compute_bytes(step))
+        elif isinstance(module, MAEDecoder):
+            yield _Stack(module, patches, module.image_proj.out_features, FP32_BYTES)
+        elif isinstance(module, TextTower):
+            yield _Stack(module, step.text_len, module.embed_dim, FP32_BYTES)
 
 
 def _compute_bytes(step: Step) -> int:
@@ -172,10 +191,8 @@ def _block_token_bytes(stack: _Stack, block: nn.Module, step: Step) -> float:
     gated = into_hidden > hidden
     linear_inputs = 3 + (gated and stack.stream_bytes != size)  # two casts of one input
     attention = next(module for module in block.modules() if hasattr(module, "fused_attn"))
-    if attention.fused_attn:
-        scores = size * stack.tokens if isinstance(stack.module, VisionTransformer) else 0
-    else:
-        scores = size * attention.num_heads * stack.tokens
+    matrices = attention.num_heads if not attention.fused_attn else int(stack.masked)
+    scores = size * matrices * stack.tokens
     kept = size * ((linear_inputs + 3) * width + (4 if gated else 2) * hidden)
     return 2 * stack.stream_bytes * width + kept + scores
 
@@ -183,9 +200,7 @@ def _block_token_bytes(stack: _Stack, block: nn.Module, step: Step) -> float:
 def _activations(encoder: VisionTransformer, objective: nn.Module, step: Step) -> tuple[float, float, float, float]:
     """What all blocks keep, their inputs alone, what the largest block keeps, and what lies outside of blocks."""
     size = _compute_bytes(step)
-    # pictures in fp32, as the patchifier's input; prediction, target and their difference for each patch
-    outside = step.batch_size * num_patches(encoder) * encoder.patch_embed.proj.weight.shape[1:].numel()
-    outside *= FP32_BYTES + size + 3 * FP32_BYTES
+    outside = _beside_blocks(encoder, objective, step)
     plain = inputs = largest = 0.0
     for stack in _stacks(encoder, objective, step):
         tokens = step.batch_size * stack.tokens
@@ -202,7 +217,34 @@ def _activations(encoder: VisionTransformer, objective: nn.Module, step: Step) -
     return plain, inputs, largest, outside
 
 
+def _beside_blocks(encoder: VisionTransformer, objective: nn.Module, step: Step) -> float:
+    """What comes with pictures, but for norms: pixels as they are and as the patchifier reads them, and what the loss keeps."""
+    size, patches = _compute_bytes(step), step.batch_size * num_patches(encoder)
+    pixels = patches * encoder.patch_embed.proj.weight.shape[1:].numel()
+    kept = pixels * (FP32_BYTES + size)
+    if isinstance(objective, ContrastiveObjective):
+        # keys and values of the pooling; without the fused kernel products keep copies of them in their own order
+        copies = 1 if objective.pool.attend.fused_attn else 2
+        return kept + copies * patches * size * 2 * encoder.embed_dim
+    # prediction, target and their difference for each patch that is predicted
+    share = objective.num_hidden / objective.num_patches if isinstance(objective, MAEObjective) else 1.0
+    kept += share * pixels * 3 * FP32_BYTES
+    if isinstance(objective, MAEObjective):  # the encoder's tokens of all patches, in front of those that it keeps
+        kept += patches * encoder.embed_dim * FP32_BYTES
+    return kept
+
+
+def _similarities(objective: ContrastiveObjective, step: Step) -> int:
+    """Similarities, and what the loss makes of them, four numbers a pair in all; the vectors of all devices."""
+    rows, columns = step.batch_size, step.batch_size * step.world_size
+    others = (2 if objective.kind == "clip" else 1) * (columns if step.world_size > 1 else 0)
+    vectors = 2 * 2 * rows + others  # as projected and normalised
+    return FP32_BYTES * (4 * rows * columns + vectors * objective.config.proj_dim)
+
+
 def _logits(objective: nn.Module, step: Step) -> int:
+    if isinstance(objective, ContrastiveObjective):
+        return _similarities(objective, step)
     heads = [m.text_head for m in objective.modules() if isinstance(m, Decoder) and m.text_head is not None]
     total, size = 0, _compute_bytes(step)
     for head in heads:

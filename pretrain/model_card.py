@@ -10,6 +10,7 @@ import yaml
 
 from pretrain.export import Pretrained
 from pretrain.models.layouts import Layout
+from pretrain.objectives.build import objective_name, read_objective_config
 from pretrain.types import ImageSpec
 
 #: What an exported folder holds.
@@ -60,6 +61,18 @@ with torch.no_grad():
 """
 _SNIPPETS: dict[Layout, str] = {"timm": _TIMM, "hf": _HF, "aim": _AIM}
 _LIBRARIES: dict[Layout, str] = {"timm": "timm", "hf": "transformers", "aim": "timm"}
+_UNKNOWN = "unknown"
+#: Objective, by `pretrain.objectives.build.objective_name`, -> what the weights were trained to do.
+_HOW = {
+    "aimv2": "AIMv2's objective (arXiv 2411.14402), patches and captions predicted by a causal decoder",
+    "aimv1": "patches predicted by a causal decoder, no captions (after AIMv1, arXiv 2401.08541)",
+    "captioner": "captions predicted by a causal decoder, no patches (after Cap, arXiv 2306.07915)",
+    "cappa": "captions predicted by a decoder, some of them in parallel (after CapPa, arXiv 2306.07915)",
+    "clip": "CLIP's objective (arXiv 2103.00020), pictures and captions contrasted by a softmax",
+    "siglip": "SigLIP's objective (arXiv 2303.15343), pictures and captions contrasted by a sigmoid",
+    "mae": "MAE's objective (arXiv 2111.06377), hidden patches restored, no captions",
+    _UNKNOWN: "with which objective is not recorded beside this export",
+}
 #: Where the data lies on somebody's disk is nobody else's business.
 _PRIVATE = ("path", "images")
 
@@ -83,7 +96,7 @@ def model_card(
         architecture: timm's name for the encoder.
         model_args: timm's arguments for it.
     """
-    name = model.config.name
+    name, objective = model.config.name, _objective_name(export)
     num_params = sum(parameter.numel() for parameter in model.encoder.parameters())
     num_patches = (sizes["img_size"] // sizes["patch_size"]) ** 2
     digest = hashlib.sha256((export / "encoder.safetensors").read_bytes()).hexdigest()
@@ -92,12 +105,13 @@ def model_card(
     )
     rows = [("parameters", f"{num_params:,}"), *((key, f"{value:,}") for key, value in sizes.items())]
     lines = [
-        *_front_matter(layout),
+        *_front_matter(layout, objective),
         "",
         f"# {name}, {_TITLES[layout]}",
         "",
-        "A vision encoder without a head, pre-trained with aimv2-suite (after AIMv2, arXiv 2411.14402). It gives one token per "
-        "patch, under full attention.",
+        f"A vision encoder without a head, pre-trained with aimv2-suite: {_HOW[objective]}. It gives one token per patch, under "
+        "full attention.",
+        *_apart(objective, layout),
         "",
         *_table("encoder", [*rows, ("patches", f"{num_patches:,}")]),
         "",
@@ -118,14 +132,34 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _front_matter(layout: Layout) -> list[str]:
+def _front_matter(layout: Layout, objective: str) -> list[str]:
+    # hubs list models by their tags: a rival's weights must not be found among AIMv2's
+    own = [] if objective == _UNKNOWN else [objective]
     return [
         "---",
         f"library_name: {_LIBRARIES[layout]}",
         "pipeline_tag: image-feature-extraction",
-        "tags: [aimv2, image-feature-extraction]",
+        f"tags: [{', '.join([*own, 'image-feature-extraction'])}]",
         "---",
     ]
+
+
+def _apart(objective: str, layout: Layout) -> list[str]:
+    """What else a reader might take these weights for."""
+    lines = []
+    if objective != "aimv2" and layout != "timm":
+        lines.append(
+            "The files' layout, and the class that loads them, are AIMv2's, because the architecture is; the weights were not "
+            "trained with AIMv2's objective."
+            if objective != _UNKNOWN
+            else "The files' layout, and the class that loads them, are AIMv2's, because the architecture is."
+        )
+    if objective in ("clip", "siglip"):
+        lines.append(
+            "The text tower, the pooling and the projections into the space shared with text are not part of this folder: it "
+            "cannot compare pictures with texts."
+        )
+    return [line for text in lines for line in ("", text)]
 
 
 def _pictures(image: ImageSpec) -> str:
@@ -151,11 +185,27 @@ def _training(info: dict[str, Any], export: Path) -> list[str]:
 
 
 def _objective(export: Path) -> dict[str, Any]:
-    """The objective's options; empty for an export of the encoder alone."""
+    """The options that the objective's kind reads; empty for an export of the encoder alone."""
     try:
-        return json.loads((export / "objective.json").read_text())["objective"]
-    except (OSError, ValueError, TypeError, KeyError):
+        fields = json.loads((export / "objective.json").read_text())["objective"]
+        kind = fields.get("kind", "aimv2")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+    rivals = {"contrastive", "mae"}
+    if kind == "aimv2":
+        return {name: value for name, value in fields.items() if name not in rivals}
+    own = dict(fields.get("mae" if kind == "mae" else "contrastive", {}))
+    own.pop({"clip": "bias", "siglip": "max_scale"}.get(kind), None)
+    return {"kind": kind, **own}
+
+
+def _objective_name(export: Path) -> str:
+    """As rows of results call it; unknown where the export does not say."""
+    try:
+        fields = json.loads((export / "objective.json").read_text())["objective"]
+        return objective_name(read_objective_config(fields))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return _UNKNOWN
 
 
 def _data(config: Path) -> str | None:

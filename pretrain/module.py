@@ -19,17 +19,18 @@ from pretrain.models.recompute import recompute_blocks
 from pretrain.models.sharding import is_sharded, shard
 from pretrain.models.vision import EncoderConfig, build_encoder, refuse_leaks
 from pretrain.models.weights import load_weights
-from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
+from pretrain.objectives.build import build_objective
+from pretrain.objectives.config import ObjectiveConfig
 from pretrain.optim import Branch, OptimConfig, apply_config, build_optimizer, rate_factor
 from pretrain.types import ImageTextBatch, LossTerm, UserError
 
 
 def blank_batch(img_size: int) -> ImageTextBatch:
-    """One grey picture without a caption."""
+    """One grey picture with a caption of one token: contrastive objectives refuse a picture without."""
     return ImageTextBatch(
         image_BCHW=torch.zeros(1, 3, img_size, img_size),
         text_BL=torch.zeros(1, 8, dtype=torch.long),
-        text_valid_BL=torch.zeros(1, 8, dtype=torch.bool),
+        text_valid_BL=torch.arange(8)[None] < 1,
         position_B=torch.zeros(1, dtype=torch.long),
         seed=0,
         keys=[""],
@@ -52,7 +53,7 @@ class PretrainModule(lightning.LightningModule):
     def __init__(
         self,
         encoder: EncoderConfig,
-        objective: AIMv2Config,
+        objective: ObjectiveConfig,
         optim: OptimConfig,
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -74,6 +75,12 @@ class PretrainModule(lightning.LightningModule):
         if self.encoder is not None:
             return
         self.build(self.trainer.datamodule.tokenizer.vocab_size)
+        if self.objective.contrasts and self.trainer.accumulate_grad_batches > 1:
+            raise UserError(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: "
+                f"objective.kind={self.objective_config.kind} takes a step's samples as each other's negatives, which "
+                "accumulation would cut apart; raise data.batch_size or the number of devices"
+            )
         low_precision = "bf16" in str(self.trainer.precision)
         device_type = self.trainer.strategy.root_device.type
         choose_fused_attention(self, device_type=device_type, dtype=torch.bfloat16 if low_precision else torch.float32)
@@ -90,7 +97,7 @@ class PretrainModule(lightning.LightningModule):
         self.encoder = build_encoder(self.encoder_config)
         if not self.encoder_config.name.startswith("aimv2_"):
             refuse_leaks(self.encoder, self.encoder_config)
-        self.objective = AIMv2Objective(self.objective_config, encoder=self.encoder, vocab_size=vocab_size)
+        self.objective = build_objective(self.objective_config, encoder=self.encoder, vocab_size=vocab_size)
 
     def rate_factor(self) -> Callable[[int], float]:
         """Factor of the peak rate, by optimiser step."""
@@ -111,6 +118,11 @@ class PretrainModule(lightning.LightningModule):
         optimizer = build_optimizer(self, self.optim_config)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.objective.contrasts:
+            self.objective.after_step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["branch"] = None if self.branch is None else list(self.branch)

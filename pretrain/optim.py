@@ -10,8 +10,8 @@ from torch import nn
 
 from pretrain.types import UserError
 
-#: Parameters that are not decayed whatever their shape: positions, BOS, class and register tokens.
-_NO_DECAY_NAMES = ("pos_embed", "bos", "cls_token", "reg_token")
+#: Parameters that are not decayed whatever their shape: positions, BOS, mask, class and register tokens, the query of a pooling.
+_NO_DECAY_NAMES = ("pos_embed", "bos", "mask_token", "cls_token", "reg_token", "latent")
 
 
 @dataclass(frozen=True)

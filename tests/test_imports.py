@@ -17,10 +17,10 @@ ALLOWED = {
     "branch": FOUNDATION | {"optim", "run"},
     "data": FOUNDATION | {"data"},
     "models": FOUNDATION | {"models"},
-    "objectives": FOUNDATION | {"models", "objectives"},
+    "objectives": FOUNDATION | {"models", "objectives", "flops"},  # each says what its forward pass costs
     "module": FOUNDATION | {"data", "models", "objectives", "optim"},
     "export": FOUNDATION | {"data", "models", "objectives", "optim", "module", "run"},
-    "model_card": FOUNDATION | {"models", "export"},
+    "model_card": FOUNDATION | {"models", "objectives", "export"},
     "export_formats": FOUNDATION | {"models", "export", "model_card"},
     "flops": FOUNDATION | {"models"},
     "memory": FOUNDATION | {"models", "objectives"},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from evals.encoder import TokenEncoder
-from evals.encoders.specs import read_object
+from evals.load import trained_objective
 from evals.multimodal.config import RecipeConfig, TrainConfig, train_settings
 from evals.multimodal.examples import Answer, ExampleSet, Generation, InstructionSet
 from evals.multimodal.feeding import Pictures, sequences_with_pictures
@@ -111,8 +111,7 @@ class DecoderRoute(Route):
             folder = find_export(spec.removeprefix(RANDOM))
         except (UserError, OSError):
             return False
-        about = read_object(folder / "objective.json").get("objective")
-        return isinstance(about, dict) and about.get("text_weight", 0) > 0 and (folder / "tokenizer").is_dir()
+        return trained_objective(folder) in ("aimv2", "captioner", "cappa") and (folder / "tokenizer").is_dir()
 
     def _pretrained(self) -> KeptDecoder:
         device = next(self.encoder.parameters()).device

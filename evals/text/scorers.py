@@ -1,4 +1,5 @@
-"""How well a text fits a picture, by an encoder's text tower; the interface is the decoder's too (`caption_scorer.py`).
+"""How well a text fits a picture, by an encoder's text tower; the interface is the decoder's too (`caption_scorer.py`), and that
+of this suite's own contrastive runs (`run_towers.py`).
 
 Shape letters: B pictures, C channels, H/W pixels, T things that are named (classes, captions), W wordings of all of them,
 E width of the space shared by pictures and texts.
@@ -90,7 +91,7 @@ class TowerScorer(ImageTextScorer[Tensor]):
         """float32 [T, E], of length 1."""
         flat_W = [text for texts in wordings for text in texts]
         parts = [
-            F.normalize(self.encoder.text.encode_text(flat_W[start : start + _TEXTS_AT_ONCE]).float(), dim=-1)
+            F.normalize(self.encode_texts(flat_W[start : start + _TEXTS_AT_ONCE]).float(), dim=-1)
             for start in range(0, len(flat_W), _TEXTS_AT_ONCE)
         ]
         groups = torch.cat(parts).split([len(texts) for texts in wordings])
@@ -98,7 +99,7 @@ class TowerScorer(ImageTextScorer[Tensor]):
 
     @torch.no_grad()
     def similarity(self, image_BCHW: Tensor, texts: Tensor) -> Tensor:
-        pooled_BE = self.encoder(self.normalise(image_BCHW)).pooled_BE
+        pooled_BE = self.encode_pictures(self.normalise(image_BCHW))
         spec = self.encoder.provenance.spec
         if pooled_BE is None or pooled_BE.shape[-1] != texts.shape[-1]:
             found = "none" if pooled_BE is None else f"one {pooled_BE.shape[-1]} wide"
@@ -106,6 +107,14 @@ class TowerScorer(ImageTextScorer[Tensor]):
                 f"--encoder={spec}: its text vectors are {texts.shape[-1]} wide, its picture vector is {found}"
             )
         return (F.normalize(pooled_BE.float(), dim=-1) @ texts.to(pooled_BE.device).T).cpu()
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """[T, E], of any length."""
+        return self.encoder.text.encode_text(texts)
+
+    def encode_pictures(self, image_BCHW: Tensor) -> Tensor | None:
+        """[B, E], of any length, of normalised pictures; None where the encoder has no vector of its own."""
+        return self.encoder(image_BCHW).pooled_BE
 
     def settings(self) -> dict[str, Any]:
         return {"scorer": self.label, "text_weights": weights_of(self.encoder.text)}

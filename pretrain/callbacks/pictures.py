@@ -1,4 +1,4 @@
-"""Pictures of what the model predicts: the visible prefix, the predicted patches in pixels, the caption.
+"""Pictures of what the model predicts: the visible prefix, the predicted patches in pixels, the caption; what MAE restores.
 
 Shape letters: B batch, N patches, P patch pixels.
 """
@@ -19,6 +19,7 @@ from pretrain.data.stream import Collate
 from pretrain.models.sharding import is_sharded
 from pretrain.objectives.aimv2 import AIMv2Objective
 from pretrain.objectives.losses import patch_statistics, patchify, unpatchify
+from pretrain.objectives.mae import MAEObjective
 from pretrain.types import ImageSpec, ImageTextBatch, UserError
 
 matplotlib.use("Agg")  # no screen is needed
@@ -87,7 +88,7 @@ class Pictures(Callback):
     def draw(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw, save and log on the first process; where weights are in shards, the others pass the same batch along."""
         self._drawn_at = trainer.global_step
-        if not isinstance(pl_module.objective, AIMv2Objective):
+        if not isinstance(pl_module.objective, AIMv2Objective | MAEObjective):  # contrastive ones predict nothing
             return
         sharded = is_sharded(pl_module.encoder)
         if not trainer.is_global_zero and not sharded:
@@ -100,6 +101,10 @@ class Pictures(Callback):
         pl_module.eval()
         with trainer.precision_plugin.forward_context():
             columns = [("picture", data.image.denormalise(batch.image_BCHW))]
+            if isinstance(objective, MAEObjective):
+                shown_BCHW, hidden_B1HW = objective.predict(encoder, batch.image_BCHW)
+                columns.append(("visible", columns[0][1].masked_fill(hidden_B1HW, GREY)))
+                columns.append(("restored", data.image.denormalise(shown_BCHW)))
             if objective.predicts_pixels:
                 prefix_len = max(1, round(objective.num_patches * self.prefix_share))
                 pair = predicted_pictures(objective, encoder, batch.image_BCHW, prefix_len=prefix_len, spec=data.image)

@@ -145,5 +145,7 @@ class RunSummary(Callback):
         table.add_row("data", info["skipped"])
         table.add_row("run", f"{run} (also {latest})")
         table.add_row("encoder", f"{run / 'export'}: pretrain.export.load_encoder({str(run)!r})")
-        table.add_row("look at", f"{run / 'pictures'}, {run / 'metrics.csv'}, tensorboard --logdir {run}")
+        # objectives without a causal decoder draw none
+        pictures = [str(run / "pictures")] if (run / "pictures").is_dir() else []
+        table.add_row("look at", ", ".join([*pictures, str(run / "metrics.csv"), f"tensorboard --logdir {run}"]))
         return Panel(table, title=f"{run.name} is done", title_align="left")

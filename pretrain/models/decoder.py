@@ -154,6 +154,7 @@ class Decoder(nn.Module):
         vocab_size: V, or None for a decoder of pixels alone.
         patch_pixels: P, or None for a decoder of text alone.
         context_length: longest caption in tokens, EOS included.
+        masks: whether captions can be predicted in parallel too, from a learned mask token in place of each input.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class Decoder(nn.Module):
         vocab_size: int | None,
         patch_pixels: int | None,
         context_length: int = CONTEXT_LENGTH,
+        masks: bool = False,
     ) -> None:
         super().__init__()
         self.image_proj = nn.Linear(encoder_dim, embed_dim, bias=False)
@@ -181,6 +183,8 @@ class Decoder(nn.Module):
             self.bos = nn.Parameter(torch.empty(1, 1, embed_dim))
             self.pos_embed = nn.Parameter(torch.empty(1, context_length + 1, embed_dim))
             self.text_head = nn.Linear(embed_dim, vocab_size, bias=False)
+            # no such parameter where it has no use: it would never get a gradient
+            self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if masks else None
         if patch_pixels is not None:
             self.pixel_head = nn.Linear(embed_dim, patch_pixels, bias=False)
         self.init_weights()
@@ -196,14 +200,21 @@ class Decoder(nn.Module):
             if head is not None:
                 nn.init.normal_(head.weight, std=std)
 
-    def embed_text(self, text_BL: Tensor) -> Tensor:
-        """Inputs that predict `text_BL`: BOS, then all tokens but the last, with positions; [B, L, D]."""
+    def embed_text(self, text_BL: Tensor, masked_B: Tensor | None = None) -> Tensor:
+        """Inputs that predict `text_BL`: BOS, then all tokens but the last, with positions; [B, L, D].
+
+        Args:
+            text_BL: the tokens to predict.
+            masked_B: True for captions whose inputs are the mask token everywhere; none where not given.
+        """
         batch, length = text_BL.shape
         assert length <= self.context_length, f"{length} tokens exceed the context of {self.context_length}"
         inputs_BLD = torch.cat([self.bos.expand(batch, -1, -1), self.token_embed(text_BL[:, :-1])], dim=1)
+        if masked_B is not None:
+            inputs_BLD = torch.where(masked_B[:, None, None], self.mask_token, inputs_BLD)
         return inputs_BLD + self.pos_embed[:, :length]
 
-    def forward(self, image_BNE: Tensor, text_BL: Tensor | None = None) -> Tensor:
+    def forward(self, image_BNE: Tensor, text_BL: Tensor | None = None, masked_B: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, in front of the heads.
 
         Padding stands behind the caption, so that causal attention alone keeps it from every valid position.
@@ -211,13 +222,14 @@ class Decoder(nn.Module):
         Args:
             image_BNE: the encoder's tokens.
             text_BL: the tokens to predict, EOS included; None for pixels alone.
+            masked_B: as :meth:`embed_text`'s.
 
         Returns:
             hidden_BSD: [B, N + L, D]; position N + l predicts `text_BL[:, l]`, position k < N - 1 predicts patch k + 1.
         """
         x_BSD = self.image_proj(image_BNE)
         if text_BL is not None:
-            x_BSD = torch.cat([x_BSD, self.embed_text(text_BL).to(x_BSD.dtype)], dim=1)
+            x_BSD = torch.cat([x_BSD, self.embed_text(text_BL, masked_B).to(x_BSD.dtype)], dim=1)
         for block in self.blocks:
             x_BSD, _ = block(x_BSD)
         return self.norm(x_BSD)

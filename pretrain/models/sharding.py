@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pretrain.models.recompute import transformer_blocks
 
 #: Ways into a module other than `forward`: each gathers the weights too.
-_FORWARD_METHODS = ("forward_features", "predict_patches", "generate")
+_FORWARD_METHODS = ("forward_features", "predict_patches", "generate", "encode_image", "encode_text")
 
 
 def is_sharded(module: nn.Module) -> bool:

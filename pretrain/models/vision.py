@@ -221,7 +221,7 @@ def init_published(module: nn.Module) -> None:
         elif isinstance(child, nn.Embedding):
             nn.init.normal_(child.weight, std=0.02)
     for name, parameter in module.named_parameters():
-        if name.split(".")[-1] in ("pos_embed", "bos"):
+        if name.split(".")[-1] in ("pos_embed", "bos", "mask_token"):
             nn.init.normal_(parameter, std=0.02)
 
 

@@ -3,36 +3,21 @@
 Shape letters: B batch, N patches, L text, E encoder width, D decoder width, P patch pixels, M selected rows.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from pretrain.models.attention import PrefixConfig, draw_prefix_len, predicted_patches, prefix_attention
-from pretrain.models.decoder import Decoder, DecoderConfig
+from pretrain.flops import Attention, Flops, model_flops, model_size
+from pretrain.models.attention import draw_prefix_len, predicted_patches, prefix_attention
+from pretrain.models.decoder import Decoder
 from pretrain.models.vision import num_patches
+from pretrain.objectives.config import AIMv2Config
 from pretrain.objectives.losses import normalise_patches, patchify, pixel_loss_sum, vocabulary_loss_sum
+from pretrain.rng import draw_integers
 from pretrain.types import ImageTextBatch, LossTerm, UserError
 
-
-@dataclass(frozen=True)
-class AIMv2Config:
-    """The objective and its ablations.
-
-    Attributes:
-        decoder: size of the decoder (of each, where they are separate).
-        prefix: distribution of the prefix length.
-        image_weight: factor of the pixel loss (0.4 published, Table 9c); 0 switches it off: a captioner.
-        text_weight: factor of the caption loss; 0 switches it off: AIMv1.
-        separate_decoders: one decoder for pixels and one for text (Table 9d).
-    """
-
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    prefix: PrefixConfig = field(default_factory=PrefixConfig)
-    image_weight: float = 0.4
-    text_weight: float = 1.0
-    separate_decoders: bool = False
+#: Numbers that a draw of the share `parallel` is made from.
+_DRAWS = 1 << 20
 
 
 class AIMv2Objective(nn.Module):
@@ -46,6 +31,8 @@ class AIMv2Objective(nn.Module):
     Raises:
         UserError: no loss left, a negative weight, or pixels to predict under bidirectional attention.
     """
+
+    contrasts = False
 
     def __init__(self, config: AIMv2Config, *, encoder: VisionTransformer, vocab_size: int) -> None:
         super().__init__()
@@ -62,6 +49,15 @@ class AIMv2Objective(nn.Module):
             raise UserError(
                 "objective.prefix.kind=bidirectional leaves no patch to predict: set objective.image_weight=0"
             )
+        if not 0 <= config.parallel < 1:
+            raise UserError(
+                f"objective.parallel={config.parallel} is a share of captions: give 0 or more, below 1 (from the "
+                "others the decoder learns to write)"
+            )
+        if config.parallel > 0 and self.predicts_pixels:
+            raise UserError(
+                f"objective.parallel={config.parallel} is CapPa's, which predicts captions alone: set objective.image_weight=0"
+            )
         config.prefix.bounds(self.num_patches)
         embed_dim, depth, heads, hidden = config.decoder.resolve(encoder)
         patch_pixels = 3 * self.patch_size**2
@@ -75,6 +71,7 @@ class AIMv2Objective(nn.Module):
                 mlp_hidden_dim=hidden,
                 vocab_size=vocab_size if text else None,
                 patch_pixels=patch_pixels if pixels else None,
+                masks=config.parallel > 0,
             )
 
         both = self.predicts_pixels and self.predicts_text
@@ -84,7 +81,12 @@ class AIMv2Objective(nn.Module):
         self.pixel_decoder = decoder(text=False, pixels=True) if both and config.separate_decoders else None
 
     def forward(
-        self, encoder: VisionTransformer, batch: ImageTextBatch, *, prefix_len: int | None = None
+        self,
+        encoder: VisionTransformer,
+        batch: ImageTextBatch,
+        *,
+        prefix_len: int | None = None,
+        parallel: bool | None = None,
     ) -> dict[str, LossTerm]:
         """Loss terms "text_ce" and "image_mse" (those that are switched on).
 
@@ -92,6 +94,7 @@ class AIMv2Objective(nn.Module):
             encoder: a timm ViT; its tokens see each other through `attend_B1NN` only.
             batch: pictures normalised, on the encoder's device.
             prefix_len: the same prefix for all samples, 1..N; drawn from (seed, position) where not given.
+            parallel: whether all captions or none are predicted in parallel (CapPa); drawn likewise where not given.
         """
         if prefix_len is None:
             prefix_len_B = draw_prefix_len(
@@ -103,7 +106,9 @@ class AIMv2Objective(nn.Module):
         full = prefix_len == self.num_patches or (prefix_len is None and self.config.prefix.kind == "bidirectional")
         attend_B1NN = None if full else prefix_attention(prefix_len_B, num_patches=self.num_patches)
         image_BNE = encoder.forward_features(batch.image_BCHW, attn_mask=attend_B1NN)
-        hidden_BSD = self.decoder(image_BNE, batch.text_BL if self.predicts_text else None)
+        hidden_BSD = self.decoder(
+            image_BNE, batch.text_BL if self.predicts_text else None, self._masked(batch, parallel=parallel)
+        )
         terms = {}
         if self.predicts_text:
             terms["text_ce"] = self._text_term(hidden_BSD[:, self.num_patches :], batch)
@@ -112,12 +117,23 @@ class AIMv2Objective(nn.Module):
             terms["image_mse"] = self._pixel_term(pixel_BSD[:, : self.num_patches], batch.image_BCHW, prefix_len_B)
         return terms
 
+    def _masked(self, batch: ImageTextBatch, *, parallel: bool | None) -> Tensor | None:
+        """Which captions are predicted in parallel; None for an objective that has no such captions."""
+        if self.config.parallel == 0:
+            return None
+        if parallel is not None:
+            return torch.full_like(batch.position_B, parallel, dtype=torch.bool)
+        draw_B = draw_integers(batch.seed, "parallel", batch.position_B, 0, _DRAWS - 1)
+        return draw_B < round(self.config.parallel * _DRAWS)
+
     def val_prefixes(self) -> dict[str, int]:
         return {f"image_mse_prefix{quarter * 25}": max(1, self.num_patches * quarter // 4) for quarter in (1, 2, 3)}
 
     def validation_weights(self) -> dict[str, float]:
         """Share of each validation term in `val/loss`: text under full attention, pixels averaged over three prefixes."""
-        weights = {"text_ce": self.config.text_weight} if self.predicts_text else {}
+        weights = {"text_ce": self.config.text_weight * (1 - self.config.parallel)} if self.predicts_text else {}
+        if self.config.parallel > 0:
+            weights["text_ce_parallel"] = self.config.text_weight * self.config.parallel
         if self.predicts_pixels:
             weights |= dict.fromkeys(self.val_prefixes(), self.config.image_weight / 3)
         return weights
@@ -129,11 +145,25 @@ class AIMv2Objective(nn.Module):
         """Terms with fixed prefixes: text under full attention, pixels behind a quarter, a half and three quarters."""
         terms = {}
         if self.predicts_text:
-            terms["text_ce"] = self(encoder, batch, prefix_len=self.num_patches)["text_ce"]
+            terms["text_ce"] = self(encoder, batch, prefix_len=self.num_patches, parallel=False)["text_ce"]
+        if self.config.parallel > 0:
+            terms["text_ce_parallel"] = self(encoder, batch, prefix_len=self.num_patches, parallel=True)["text_ce"]
         if self.predicts_pixels:
             for name, prefix_len in self.val_prefixes().items():
                 terms[name] = self(encoder, batch, prefix_len=prefix_len)["image_mse"]
         return terms
+
+    def flops(self, encoder: VisionTransformer, batch: ImageTextBatch, *, attention: Attention = "causal") -> Flops:
+        """FLOPs of the forward pass (`pretrain.flops`); predicted patches are the expected ones of the prefix's distribution."""
+        low, high = self.config.prefix.bounds(self.num_patches)  # M is uniform between them
+        return model_flops(
+            model_size(encoder, self.decoder, pixel_decoder=self.pixel_decoder),
+            text_len=batch.text_BL.shape[1],
+            valid_tokens=float(batch.text_valid_BL.sum()),
+            predicted_patches=len(batch) * (self.num_patches - (low + high) / 2),
+            samples=len(batch),
+            attention=attention,
+        )
 
     def _text_term(self, hidden_BLD: Tensor, batch: ImageTextBatch) -> LossTerm:
         valid_BL = batch.text_valid_BL

@@ -33,7 +33,3 @@ def test_batches_are_weighted_by_their_samples(tiny, make_batch):
     assert flops_per_sample(module, [one, two]) == pytest.approx((2 * a + 4 * b) / 6)
     assert b > a
     assert flops_per_sample(module, []) is None
-
-
-def test_other_objectives_are_not_counted(make_batch):
-    assert flops_per_sample(Module(None, torch.nn.Identity()), [make_batch()]) is None

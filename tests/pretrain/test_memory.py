@@ -13,17 +13,25 @@ from pretrain.models.attention import choose_fused_attention
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.recompute import recompute_blocks
 from pretrain.models.vision import EncoderConfig, build_encoder
-from pretrain.objectives.aimv2 import AIMv2Config, AIMv2Objective
+from pretrain.objectives.build import build_objective
+from pretrain.objectives.config import ContrastiveConfig, MAEConfig, ObjectiveConfig, TextTowerConfig
 from pretrain.optim import OptimConfig, build_optimizer
 
 #: a ViT with GELU and LayerNorm beside the two of our own
 VIT = Size("vit_tiny_patch16_224", DecoderConfig(embed_dim=128, depth=1, num_heads=2), 512)
+TOWERS = ContrastiveConfig(TextTowerConfig(128, depth=3, num_heads=2, mlp_hidden_dim=344), proj_dim=96, pool_heads=4)
+RIVALS = {
+    "clip": ObjectiveConfig(kind="clip", contrastive=TOWERS),
+    "siglip": ObjectiveConfig(kind="siglip", contrastive=TOWERS),
+    "mae": ObjectiveConfig(kind="mae", mae=MAEConfig(embed_dim=128, depth=3, num_heads=4)),
+}
 
 
-def build(size, *, dtype, recompute=False):
+def build(size, *, dtype, recompute=False, config=None):
     torch.manual_seed(0)
     encoder = build_encoder(EncoderConfig(size.encoder))
-    objective = AIMv2Objective(AIMv2Config(decoder=size.decoder), encoder=encoder, vocab_size=size.vocab_size)
+    config = config or ObjectiveConfig(decoder=size.decoder)
+    objective = build_objective(config, encoder=encoder, vocab_size=size.vocab_size)
     modules = nn.ModuleList([encoder, objective])
     choose_fused_attention(modules, device_type="cpu", dtype=dtype)
     if recompute:
@@ -49,11 +57,22 @@ def train(modules, batch, *, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("size", [SIZES["nano"], replace(SIZES["tiny"], batch_size=6), replace(VIT, batch_size=2)])
 def test_estimate_is_near_what_is_allocated(size, dtype, recompute):
+    check_estimate(size, dtype=dtype, recompute=recompute)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["plain", "recompute"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", list(RIVALS))
+def test_estimate_of_rivals(kind, dtype, recompute):
+    check_estimate(SIZES["nano"], dtype=dtype, recompute=recompute, config=RIVALS[kind])
+
+
+def check_estimate(size, *, dtype, recompute, config=None):
     batch = make_batch(size, EncoderConfig(size.encoder).image_spec().img_size)
     made = []
 
     def run():
-        made.append(build(size, dtype=dtype, recompute=recompute))
+        made.append(build(size, dtype=dtype, recompute=recompute, config=config))
         train(made[0], batch, dtype=dtype)
 
     gc.collect()  # what is left of earlier tests would count against this one when it goes

@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 
+from pretrain.objectives.config import ContrastiveConfig, ObjectiveConfig, TextTowerConfig
+from pretrain.objectives.contrastive import ContrastiveObjective
 from pretrain.optim import Branch, OptimConfig, apply_config, build_optimizer, is_decayed, rate_factor
 from pretrain.types import UserError
 
@@ -53,6 +55,18 @@ def test_who_is_decayed(tiny):
     assert {"blocks.0.norm1.weight", "decoder.pos_embed", "decoder.blocks.1.norm2.weight"} <= kept
     assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "decoder.token_embed.weight"} <= decayed
     assert {"decoder.text_head.weight", "decoder.pixel_head.weight", "decoder.image_proj.weight"} <= decayed
+
+
+def test_who_is_decayed_of_a_contrastive_objective(tiny):
+    encoder, _ = tiny()
+    options = ContrastiveConfig(TextTowerConfig(16, 1, 2, 32), proj_dim=16, pool_heads=2)
+    objective = ContrastiveObjective(
+        ObjectiveConfig(kind="siglip", contrastive=options), encoder=encoder, vocab_size=29
+    )
+    kept = {name for name, parameter in objective.named_parameters() if not is_decayed(name, parameter)}
+    assert {"pool.attend.latent", "text.pos_embed", "logit_scale", "logit_bias"} <= kept
+    decayed = {name for name, _ in objective.named_parameters()} - kept
+    assert {"pool.attend.kv.weight", "pool.proj.weight", "text_proj.weight", "text.token_embed.weight"} <= decayed
 
 
 def test_schedule_by_hand():

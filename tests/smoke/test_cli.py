@@ -240,7 +240,10 @@ def test_too_many_broken_photographs_stop_the_run_with_one_line(run, tmp_path, c
     assert "corrupt" in error
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+SHIPPED = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("rivals/*_nano_*.yaml")])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_run_two_steps(path, tmp_path, request):
     options = ["--trainer.max_steps=2", "--model.optim.warmup_steps=1", "--data.num_val=4", "--data.batch_size=2"]
     if "flickr1k" in path.stem:

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from safetensors.torch import load_file
 
+from evals.load import trained_objective
 from pretrain import cli
 from pretrain.export import load_pretrained, save_json, save_tensors
 from pretrain.export_formats import export_as
@@ -75,6 +76,30 @@ def test_recipes_run_two_steps(name, shards, tmp_path):
     assert "coyo" in card
     assert "weight: 9" in card
     assert str(tmp_path) not in card
+
+
+RIVALS = RECIPES.parent / "rivals"
+TINY_RIVALS = {
+    "clip": {"model.objective.contrastive.text": {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_hidden_dim": 64}},
+    "siglip": {"model.objective.contrastive.text": {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_hidden_dim": 64}},
+    "mae": {"model.objective.mae": {"embed_dim": 32, "depth": 1, "num_heads": 2}},
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RIVALS.glob("*_large_*.yaml")))
+def test_rivals_of_published_size_run_two_steps(name, shards, tmp_path):
+    kind = name.split("_")[0]
+    tiny = {
+        group: fields for group, fields in TINY.items() if group != "model.objective.decoder" or kind not in TINY_RIVALS
+    }
+    tiny |= TINY_RIVALS.get(kind, {})
+    if kind in ("clip", "siglip"):
+        tiny["model.objective.contrastive"] = tiny.get("model.objective.contrastive", {}) | {"pool_heads": 2}
+    paths = [f"--data.mixture.{source}.path={shards}" for source in ("dfn2b", "coyo", "hqitp")]
+    args = ["fit", "--config", str(RIVALS / f"{name}.yaml"), "--runs", str(tmp_path / "runs"), "--name", "a"]
+    index = f"--data.index_cache={tmp_path / 'index'}"
+    assert cli.main([*args, *as_fields(tiny), *paths, f"--data.val.path={shards}", index]) == 0
+    assert trained_objective(tmp_path / "runs" / "a" / "export") == {"cap": "captioner"}.get(kind, kind)
 
 
 CONFIG = {

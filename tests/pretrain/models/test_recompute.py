@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from pretrain.models.recompute import recompute_blocks, transformer_blocks
+from pretrain.objectives.config import MAEConfig, ObjectiveConfig
+from pretrain.objectives.mae import MAEObjective
 
 
 def step(modules, batch, *, dtype):
@@ -26,6 +28,41 @@ def test_loss_and_gradients_are_the_same(tiny, make_batch, dtype, options):
     (loss, grads), (again, grads_again) = (step(modules, batch, dtype=dtype) for modules in (plain, recomputed))
     assert torch.equal(loss, again)
     assert grads.keys() == grads_again.keys()
+    for name, grad in grads.items():
+        assert torch.equal(grad, grads_again[name]), name
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_the_text_towers_blocks_are_found_and_recomputed(tiny_contrastive, make_batch, kind):
+    plain, recomputed, runs = tiny_contrastive(kind), tiny_contrastive(kind), []
+    assert transformer_blocks(plain[1]) == list(plain[1].text.blocks)
+    for module in recomputed:
+        for block in transformer_blocks(module):
+            block.norm1.register_forward_hook(lambda *_, block=block: runs.append(id(block)))
+        recompute_blocks(module)
+    (loss, grads), (again, grads_again) = (
+        step(modules, make_batch(), dtype=torch.float32) for modules in (plain, recomputed)
+    )
+    assert torch.equal(loss, again)
+    assert grads.keys() == grads_again.keys()
+    for name, grad in grads.items():
+        assert torch.equal(grad, grads_again[name]), name
+    assert sorted(runs.count(block) for block in set(runs)) == [2] * 4  # two blocks each in encoder and text tower
+
+
+def test_maes_blocks_are_found_and_recomputed(tiny, make_batch):
+    results = []
+    for recompute in (False, True):
+        encoder, _ = tiny()
+        torch.manual_seed(1)
+        config = ObjectiveConfig(kind="mae", mae=MAEConfig(embed_dim=24, depth=2, num_heads=2))
+        modules = encoder, MAEObjective(config, encoder=encoder, vocab_size=29)
+        assert transformer_blocks(modules[1]) == list(modules[1].decoder.blocks)
+        for module in modules if recompute else ():
+            recompute_blocks(module)
+        results.append(step(modules, make_batch(), dtype=torch.float32))
+    (loss, grads), (again, grads_again) = results
+    assert torch.equal(loss, again)
     for name, grad in grads.items():
         assert torch.equal(grad, grads_again[name]), name
 

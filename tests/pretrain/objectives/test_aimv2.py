@@ -55,7 +55,7 @@ def test_shift_alignment_by_an_oracle(tiny, make_batch):
     objective.decoder.text_head.weight = torch.nn.Parameter(100 * torch.eye(29, width).roll(48, 1))
 
     def oracle(offset):
-        def forward(image_BNE, text_BL=None):
+        def forward(image_BNE, text_BL=None, masked_B=None):
             hidden = torch.zeros(4, 16 + text_BL.shape[1], width)
             hidden[:, :16, :48] = target_BNP.roll(-offset, dims=1)
             hidden[:, 16:, 48:] = torch.nn.functional.one_hot(text_BL.roll(1 - offset, dims=1), 29)
