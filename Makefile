@@ -16,12 +16,16 @@ DATASET ?=
 DATA    ?=
 MODEL   ?=
 TASK    ?=
+# studies of configs/benchmarks, a sweep of configs/benchmarks/sweeps, a study of configs/benchmarks/scaling
+STUDY   ?=
+SWEEP   ?= nano_rate
+SCALING ?= nano
 # folder with coco_mini and refcoco_mini
 SHARED  ?= ../shared/data
 WHERE    = $(if $(DATASET),--dataset '$(DATASET)') $(if $(DATA),--data '$(DATA)')
 
 .DEFAULT_GOAL := help
-.PHONY: help env pretrain seeds eval-imagenet eval-zeroshot eval-look eval-scenes eval-coco eval-refcoco eval-vqa eval-caption overfit-detection overfit-grounding overfit-dino finetune describe export bench bench-data bench-scaling bench-inference bench-probe kills test lint format clean
+.PHONY: help env pretrain seeds eval-imagenet eval-zeroshot eval-look eval-scenes eval-coco eval-refcoco eval-vqa eval-caption overfit-detection overfit-grounding overfit-dino finetune describe export bench bench-data bench-scaling bench-inference bench-probe kills ablations sweep dashboard scaling report kills-ablations kills-sweep test lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -121,6 +125,27 @@ bench-probe: $(STAMP) ## what the probe's 14 settings cost, against one
 kills: $(STAMP) ## kill a run 50 times and fill its disk, resume it: its weights must not notice (about 15 minutes)
 	@echo "50 kills and 10 full disks, about 15 minutes on 2 cores"
 	$(PY) -m benchmarks.kills $(ARGS)
+
+ablations: $(STAMP) ## train and evaluate the rows of studies over SEEDS seeds, then their tables [STUDY="loss_choice prefix"] [SEEDS=3]
+	$(PY) -m benchmarks.ablations $(STUDY) --seeds $(SEEDS) $(ARGS)
+
+sweep: $(STAMP) ## search fields of a config with Optuna, several workers, resumable [SWEEP=nano_rate] [ARGS="--trials 20"]
+	$(PY) -m benchmarks.sweep $(SWEEP) $(ARGS)
+
+dashboard: $(STAMP) ## look at sweeps in the browser while they run [SWEEP=nano_rate]
+	$(PY) -m benchmarks.sweep.dashboard $(SWEEP) $(ARGS)
+
+scaling: $(STAMP) ## sizes by budgets from half-cosine trunks, power laws and plots [SCALING=nano]
+	$(PY) -m benchmarks.scaling $(SCALING) $(ARGS)
+
+report: $(STAMP) ## all tables, plots and pictures as one HTML page, Markdown, LaTeX and CSV, in runs/report
+	$(PY) -m benchmarks.report $(ARGS)
+
+kills-ablations: $(STAMP) ## kill the runner of a study 10 times: no row may be lost or doubled
+	$(PY) -m benchmarks.study_kills $(ARGS)
+
+kills-sweep: $(STAMP) ## kill workers of a sweep 10 times: no trial may be lost or doubled
+	$(PY) -m benchmarks.sweep.kills $(ARGS)
 
 clean: ## remove the environment and caches (runs stay)
 	rm -rf $(VENV) .ruff_cache .pytest_cache *.egg-info
