@@ -131,7 +131,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     jobs, without = runnable(plan(studies, range(options.seeds)), weights)
     num_workers = options.workers or default_workers()
     runner = Runner(Places(options.runs, options.results), weights)
-    todo = [job for job in jobs if runner.open_evals(job)]
+    todo = runner.open_jobs(jobs)
     estimate = Estimate(todo, runner, studies, num_workers=num_workers)
     console.print(
         f"{' and '.join(study.name for study in studies)}: {len(jobs)} trainings ({options.seeds} seeds), "

@@ -1,9 +1,7 @@
 """Rows of results: one line of JSON each, appended under a lock, and found again by what was evaluated."""
 
-import fcntl
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pretrain.files import add_lines, locked_file
 from pretrain.types import UserError
 
 #: Where rows go if no other file is named.
@@ -107,19 +106,10 @@ def append(rows: Iterable[EvalResult], path: str | Path = RESULTS) -> None:
 
     A line that a crash has cut short in front of them is closed first, so that it cannot spoil the next one.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+    with locked_file(path) as file:
+        add_lines(file, b"")
         for row in rows:
-            file.write(json.dumps(asdict(row), sort_keys=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            add_lines(file, json.dumps(asdict(row), sort_keys=True).encode() + b"\n")
 
 
 def read(path: str | Path = RESULTS) -> list[EvalResult]:

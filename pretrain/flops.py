@@ -98,7 +98,8 @@ class Flops:
         return Flops(**{name: value / samples for name, value in vars(self).items()})
 
 
-def _stack_size(blocks: nn.ModuleList | nn.Sequential, embed_dim: int) -> StackSize:
+def stack_size(blocks: nn.ModuleList | nn.Sequential, embed_dim: int) -> StackSize:
+    """Of built blocks, all alike, by their linear layers."""
     linears = [module for module in blocks[0].modules() if isinstance(module, nn.Linear)]
     return StackSize(embed_dim, len(blocks), sum(linear.weight.numel() for linear in linears))
 
@@ -107,8 +108,8 @@ def model_size(encoder: VisionTransformer, decoder: Decoder, *, pixel_decoder: D
     """Sizes of built modules; the meta device will do."""
     head = decoder.text_head
     return ModelSize(
-        encoder=_stack_size(encoder.blocks, encoder.embed_dim),
-        decoder=_stack_size(decoder.blocks, decoder.image_proj.out_features),
+        encoder=stack_size(encoder.blocks, encoder.embed_dim),
+        decoder=stack_size(decoder.blocks, decoder.image_proj.out_features),
         num_patches=encoder.patch_embed.num_patches,
         patch_pixels=encoder.patch_embed.proj.weight[0].numel(),
         vocab_size=None if head is None else head.out_features,

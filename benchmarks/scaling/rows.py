@@ -1,6 +1,5 @@
 """Rows of scaling studies: one line of JSON for each (size, budget, seed), appended once, read with what is wrong."""
 
-import fcntl
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from typing import Any
 from benchmarks.scaling.plan import Job
 from benchmarks.tables import Problem
 from evals.results import hash_of
+from pretrain.files import add_lines, locked_file
 from pretrain.types import UserError
 
 
@@ -147,19 +147,13 @@ def append_once(row: ScalingRow, path: Path) -> bool:
     Returns:
         Whether it was appended.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_file(path) as file:
         file.seek(0)
-        content = file.read()
-        rows, _ = _parse(content, file=path.name)
+        rows, _ = _parse(file.read(), file=path.name)
         if any(one.row.key() == row.key() for one in rows):
             return False
         plain = asdict(row)
-        line = json.dumps(plain | {"digest": hash_of(plain)}, sort_keys=True).encode() + b"\n"
-        file.write(b"\n" + line if content and not content.endswith(b"\n") else line)
-        file.flush()
-        os.fsync(file.fileno())
+        add_lines(file, json.dumps(plain | {"digest": hash_of(plain)}, sort_keys=True).encode() + b"\n")
     return True
 
 

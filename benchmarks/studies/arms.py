@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.studies.config import EvalConfig, RowConfig, StudyConfig, slug
+from benchmarks.studies.config import EvalConfig, RowConfig, StudyConfig, needs_weights, slug
 from evals.results import hash_of
 from pretrain.types import UserError
 
@@ -46,8 +46,7 @@ class Arm:
 
     @property
     def needs_weights(self) -> bool:
-        """Whether it is a released encoder, whose file has to be given; random weights have none."""
-        return self.frozen is not None and not self.frozen.startswith("random:")
+        return needs_weights(self.frozen)
 
     @property
     def name(self) -> str:

@@ -46,6 +46,11 @@ class EvalConfig:
     columns: Mapping[str, ColumnConfig]
 
 
+def needs_weights(frozen: str | None) -> bool:
+    """Whether a spec is of a released encoder, whose file has to be given; random weights have none."""
+    return frozen is not None and not frozen.startswith("random:")
+
+
 @dataclass(frozen=True)
 class RowConfig:
     """One row of a study.
@@ -68,8 +73,7 @@ class RowConfig:
 
     @property
     def needs_weights(self) -> bool:
-        """Whether it is a released encoder, whose file has to be given; random weights have none."""
-        return self.frozen is not None and not self.frozen.startswith("random:")
+        return needs_weights(self.frozen)
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,15 @@ from statistics import fmean
 from benchmarks.rows import read_rows
 from benchmarks.studies.arms import Arm, Job
 from benchmarks.studies.config import StudyConfig
-from benchmarks.studies.runner import Runner
-
-_PRETRAINING = "pre-training"
+from benchmarks.studies.runner import PRETRAINING, Runner
 
 
 class Estimate:
     """Minutes that are left, corrected by what finished steps took.
 
     Args:
-        jobs: to run.
-        runner: knows what is finished.
+        jobs: to run, with their open evaluations.
+        runner: knows where things lie.
         studies: that the jobs are of; their minutes are of one training at a time on one core or GPU of its own.
         num_workers: trainings at a time.
     """
@@ -31,10 +29,10 @@ class Estimate:
         for job in jobs:
             arm = job.arm
             if arm.config is not None and not (runner.places.runs / arm.name / "summary.json").is_file():
-                of_base = known.get((arm.base, _PRETRAINING), pretraining.get(arm.base, 0.0))
-                seconds = known.get((arm.key, _PRETRAINING), of_base)
-                self._open[arm.key, arm.seed, _PRETRAINING] = seconds
-            for name, one in runner.open_evals(job).items():
+                of_base = known.get((arm.base, PRETRAINING), pretraining.get(arm.base, 0.0))
+                seconds = known.get((arm.key, PRETRAINING), of_base)
+                self._open[arm.key, arm.seed, PRETRAINING] = seconds
+            for name, one in job.evals.items():
                 self._open[arm.key, arm.seed, name] = known.get(("", name), 60 * one.minutes)
         self.num_steps, self.num_finished = len(self._open), 0
         self._expected_s = self._taken_s = 0.0
@@ -60,7 +58,7 @@ def _known_seconds(runner: Runner) -> dict[tuple[str, str], float]:
             continue
         if details.get("pretrain_s"):
             for name in (details["arm"], details["base"]):
-                found.setdefault((name, _PRETRAINING), []).append(details["pretrain_s"])
+                found.setdefault((name, PRETRAINING), []).append(details["pretrain_s"])
         if details.get("eval_s"):
             found.setdefault(("", details["eval"]), []).append(details["eval_s"])
     return {name: fmean(seconds) for name, seconds in found.items()}

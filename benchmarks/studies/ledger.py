@@ -1,8 +1,6 @@
 """The results of studies: rows of one file, added whole jobs at a time, none lost and none twice whatever is killed when."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 from benchmarks.rows import fault_of, read_rows, seal
 from evals.results import EvalResult
+from pretrain.files import add_lines, locked_file
 from pretrain.types import UserError
 
 #: What a row's details say of its job, beside what the evaluation says: which encoder, which evaluation, how many rows it made.
@@ -53,18 +52,8 @@ def add_job(rows: Iterable[EvalResult], path: Path, *, about: Mapping[str, Any])
     for row in told:
         if (fault := fault_of(asdict(row))) is not None:
             raise UserError(f"{row.task} {row.metric}: {fault}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_file(path) as file:
         there = {_identity(one.row) for one in read_rows(path).rows}
         missing = [row for row in told if _identity(row) not in there]
-        end = file.seek(0, os.SEEK_END)
-        content = b""
-        if end:
-            file.seek(end - 1)
-            content = b"" if file.read(1) == b"\n" else b"\n"
-        content += b"".join(json.dumps(seal(asdict(row)), sort_keys=True).encode() + b"\n" for row in missing)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        add_lines(file, b"".join(json.dumps(seal(asdict(row)), sort_keys=True).encode() + b"\n" for row in missing))
     return len(missing)

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -29,6 +29,8 @@ from pretrain.files import write_atomically
 from pretrain.run import checkpoint_path
 from pretrain.types import UserError
 
+#: The first stage of an arm; the others are its evaluations.
+PRETRAINING = "pre-training"
 #: Seconds that a child has for its checkpoint when the runner is interrupted.
 _GRACE_S = 60
 
@@ -84,12 +86,18 @@ class Runner:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._guard, self._budget_guard = threading.Lock(), threading.Lock()
 
-    def open_evals(self, job: Job) -> dict[str, EvalConfig]:
-        """Evaluations of a job that have no rows yet."""
+    def open_jobs(self, jobs: Sequence[Job]) -> list[Job]:
+        """Jobs with those of their evaluations that have no rows yet; jobs without any are left out."""
         done = finished_jobs(one.row for one in read_rows(self.places.results).rows)
-        return {
-            name: one for name, one in job.evals.items() if (job.arm.key, name, eval_key(one), job.arm.seed) not in done
-        }
+
+        def is_open(arm: Arm, name: str, one: EvalConfig) -> bool:
+            return (arm.key, name, eval_key(one), arm.seed) not in done
+
+        left = [
+            replace(job, evals={name: one for name, one in job.evals.items() if is_open(job.arm, name, one)})
+            for job in jobs
+        ]
+        return [job for job in left if job.evals]
 
     def run(self, jobs: Sequence[Job], *, slots: Sequence[Slot]) -> None:
         """Finish all jobs, one worker for each slot. A job that fails is noted, the others go on.
@@ -139,16 +147,13 @@ class Runner:
                 self.failures.append(f"{job.arm.label}, seed {job.arm.seed}: {type(error).__name__}: {error}")
 
     def _finish(self, worker: int, job: Job, slot: Slot) -> None:
-        missing = self.open_evals(job)
-        if not missing:
-            return
         arm, folder = job.arm, self.places.runs / job.arm.name
         if arm.config is not None:
             self._pretrain(worker, arm, folder, slot)
             encoder = folder.as_posix()
         else:
             encoder = self._released(arm)
-        for name, one in missing.items():
+        for name, one in job.evals.items():
             self._evaluate(worker, arm, name, one, encoder=encoder, slot=slot)
         # what only a run that goes on would need
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -164,7 +169,7 @@ class Runner:
     def _pretrain(self, worker: int, arm: Arm, folder: Path, slot: Slot) -> None:
         if (folder / "summary.json").is_file():
             return
-        self.progress.started(worker, arm, "pre-training")
+        self.progress.started(worker, arm, PRETRAINING)
         began = time.monotonic()
         with self._budget_guard:  # two arms of one budget measure it once
             samples = budget(arm, folder=self.places.runs, cpus=slot.cpus, gpu=slot.gpu)
@@ -188,8 +193,8 @@ class Runner:
         if checkpoint_path(folder).is_file():
             command += ["--ckpt_path", "last"]
         self._call(command, folder / "pretrain.log", slot)
-        _add_seconds(folder / "seconds.json", "pre-training", time.monotonic() - began)
-        self.progress.finished(arm, "pre-training", time.monotonic() - began)
+        _add_seconds(folder / "seconds.json", PRETRAINING, time.monotonic() - began)
+        self.progress.finished(arm, PRETRAINING, time.monotonic() - began)
 
     def _evaluate(self, worker: int, arm: Arm, name: str, one: EvalConfig, *, encoder: str, slot: Slot) -> None:
         self.progress.started(worker, arm, name)
@@ -226,7 +231,7 @@ class Runner:
             summary = json.loads((folder / "summary.json").read_text())
             about["pretrain_command"] = (folder / "command.txt").read_text().strip()
             about["pretrain_code"] = (folder / "code.txt").read_text()
-            about["pretrain_s"] = _seconds(folder / "seconds.json").get("pre-training")
+            about["pretrain_s"] = _seconds(folder / "seconds.json").get(PRETRAINING)
             about["val"] = summary.get("val", {})
         return about
 

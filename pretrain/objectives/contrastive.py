@@ -16,7 +16,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from pretrain.flops import Attention, Flops, StackSize, swiglu_block_weights
+from pretrain.flops import Attention, Flops, StackSize, stack_size
 from pretrain.models.pooling import AttentionPooling
 from pretrain.models.text_tower import TextTower
 from pretrain.models.vision import num_patches
@@ -166,9 +166,7 @@ class ContrastiveObjective(nn.Module):
         """
         samples, length = batch.text_BL.shape
         patches, width, text = samples * num_patches(encoder), encoder.embed_dim, self.config.text
-        linears = [module for module in encoder.blocks[0].modules() if isinstance(module, nn.Linear)]
-        blocks = StackSize(width, len(encoder.blocks), sum(linear.weight.numel() for linear in linears))
-        tower = StackSize(text.embed_dim, text.depth, swiglu_block_weights(text.embed_dim, text.mlp_hidden_dim))
+        blocks, tower = stack_size(encoder.blocks, width), stack_size(self.text.blocks, text.embed_dim)
         pairs = length**2 if attention == "dense" else length * (length + 1) / 2
         pool = StackSize(width, 1, 2 * width**2)
         matrices = 2 if self.kind == "clip" else 1

@@ -18,7 +18,7 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from pretrain.flops import Attention, Flops, StackSize
+from pretrain.flops import Attention, Flops, stack_size
 from pretrain.models.norm import RMSNorm
 from pretrain.models.sizes import swiglu_hidden_dim
 from pretrain.models.vision import init_published, mlp_ratio, num_patches
@@ -243,7 +243,7 @@ class MAEObjective(nn.Module):
         """
         samples, hidden, width = len(batch.image_BCHW), self.num_hidden, self.config.embed_dim
         visible = self.num_patches - hidden
-        blocks, decoder = _stack(encoder.blocks, encoder.embed_dim), _stack(self.decoder.blocks, width)
+        blocks, decoder = stack_size(encoder.blocks, encoder.embed_dim), stack_size(self.decoder.blocks, width)
         patches = samples * self.num_patches
         return Flops(
             patchifier=2 * patches * encoder.patch_embed.proj.weight.numel(),
@@ -252,11 +252,6 @@ class MAEObjective(nn.Module):
             + 2 * samples * visible * self.decoder.image_proj.weight.numel(),
             pixel_head=2 * samples * hidden * self.decoder.pixel_head.weight.numel(),
         )
-
-
-def _stack(blocks: nn.ModuleList | nn.Sequential, embed_dim: int) -> StackSize:
-    linears = [module for module in blocks[0].modules() if isinstance(module, nn.Linear)]
-    return StackSize(embed_dim, len(blocks), sum(linear.weight.numel() for linear in linears))
 
 
 def _check_encoder(encoder: VisionTransformer) -> None:
