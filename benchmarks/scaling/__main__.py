@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.processes import alone, default_workers
 from benchmarks.scaling.config import ScalingConfig, load_scaling
@@ -80,7 +80,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _finish(console: Console, runner: Runner, *, results: Path, folder: Path, missing: int) -> int:
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))  # no path loses its end
     table.add_row("rows", f"{results} ({runner.num_added} added, {missing} missing)")
     table.add_row("runs", f"{folder}: exports, metrics; output in {folder / 'logs'}")
     table.add_row("report", "make report")

@@ -1,6 +1,7 @@
 """The end of a run: export, runs/latest, and one screen that says what was trained, how fast, how good, and where it lies."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 
 from pretrain.callbacks.baselines import Baselines
 from pretrain.callbacks.compute import training_flops
@@ -119,11 +120,12 @@ class RunSummary(Callback):
         export_module(exported, run / "export", image=data.image, tokenizer=data.tokenizer, info=info)
         write_atomically(run / "summary.json", (json.dumps(info, indent=2) + "\n").encode())
         latest = point_latest(run)
-        Console().print(self._panel(pl_module, run, latest, info))
+        # a log has no edge that a long path would have to be broken at
+        Console(width=None if sys.stdout.isatty() else 1000).print(self._panel(pl_module, run, latest, info))
 
     @staticmethod
     def _panel(pl_module: lightning.LightningModule, run: Path, latest: Path, info: dict[str, Any]) -> Panel:
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))  # no path loses its end
         config = pl_module.encoder_config
         table.add_row(
             "trained",
@@ -148,4 +150,4 @@ class RunSummary(Callback):
         # objectives without a causal decoder draw none
         pictures = [str(run / "pictures")] if (run / "pictures").is_dir() else []
         table.add_row("look at", ", ".join([*pictures, str(run / "metrics.csv"), f"tensorboard --logdir {run}"]))
-        return Panel(table, title=f"{run.name} is done", title_align="left")
+        return Panel(table, title=f"{run.name} is done", title_align="left", expand=False)
