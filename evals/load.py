@@ -16,11 +16,11 @@ import timm
 import torch
 
 from evals.encoder import BlockEncoder, Provenance, TokenEncoder
-from evals.encoders.specs import near, read_object
+from evals.encoders.specs import near
 from evals.transforms import ImageTransform
 from pretrain.export import find_export, load_pretrained
 from pretrain.models.vision import EncoderConfig, build_encoder
-from pretrain.objectives.build import objective_name, read_objective_config
+from pretrain.objectives.build import exported_objective
 from pretrain.types import UserError
 
 #: What is evaluated where nothing is named.
@@ -80,7 +80,7 @@ def _load_run(text: str, *, whole: str, untrained: bool) -> BlockEncoder:
     provenance = Provenance(
         whole,
         _architecture(loaded.config),
-        "random" if untrained else trained_objective(export),
+        "random" if untrained else exported_objective(export),
         samples_seen=0 if untrained else loaded.info.get("samples_seen"),
         training_flops=0.0 if untrained else loaded.info.get("training_flops"),
         run="" if untrained else str(path),
@@ -105,17 +105,3 @@ def _architecture(config: EncoderConfig) -> str:
     names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden_dim")
     sizes = {name: value for name, value in asdict(config).items() if name in names and value is not None}
     return config.name + (f"[{','.join(f'{name}={value}' for name, value in sorted(sizes.items()))}]" if sizes else "")
-
-
-def trained_objective(export: Path) -> str:
-    """What an export's objective.json describes, by :func:`pretrain.objectives.build.objective_name`.
-
-    "unknown" where the export has none, or one that names other things.
-    """
-    about = read_object(export / "objective.json").get("objective")
-    if not isinstance(about, dict) or not {"image_weight", "text_weight"} <= about.keys():
-        return "unknown"
-    try:
-        return objective_name(read_objective_config(about))
-    except (TypeError, KeyError):
-        return "unknown"

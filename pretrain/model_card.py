@@ -10,7 +10,7 @@ import yaml
 
 from pretrain.export import Pretrained
 from pretrain.models.layouts import Layout
-from pretrain.objectives.build import objective_name, read_objective_config
+from pretrain.objectives.build import UNKNOWN, exported_objective
 from pretrain.types import ImageSpec
 
 #: What an exported folder holds.
@@ -61,7 +61,6 @@ with torch.no_grad():
 """
 _SNIPPETS: dict[Layout, str] = {"timm": _TIMM, "hf": _HF, "aim": _AIM}
 _LIBRARIES: dict[Layout, str] = {"timm": "timm", "hf": "transformers", "aim": "timm"}
-_UNKNOWN = "unknown"
 #: Objective, by `pretrain.objectives.build.objective_name`, -> what the weights were trained to do.
 _HOW = {
     "aimv2": "AIMv2's objective (arXiv 2411.14402), patches and captions predicted by a causal decoder",
@@ -71,7 +70,7 @@ _HOW = {
     "clip": "CLIP's objective (arXiv 2103.00020), pictures and captions contrasted by a softmax",
     "siglip": "SigLIP's objective (arXiv 2303.15343), pictures and captions contrasted by a sigmoid",
     "mae": "MAE's objective (arXiv 2111.06377), hidden patches restored, no captions",
-    _UNKNOWN: "with which objective is not recorded beside this export",
+    UNKNOWN: "with which objective is not recorded beside this export",
 }
 #: Where the data lies on somebody's disk is nobody else's business.
 _PRIVATE = ("path", "images")
@@ -96,7 +95,7 @@ def model_card(
         architecture: timm's name for the encoder.
         model_args: timm's arguments for it.
     """
-    name, objective = model.config.name, _objective_name(export)
+    name, objective = model.config.name, exported_objective(export)
     num_params = sum(parameter.numel() for parameter in model.encoder.parameters())
     num_patches = (sizes["img_size"] // sizes["patch_size"]) ** 2
     digest = hashlib.sha256((export / "encoder.safetensors").read_bytes()).hexdigest()
@@ -134,7 +133,7 @@ def model_card(
 
 def _front_matter(layout: Layout, objective: str) -> list[str]:
     # hubs list models by their tags: a rival's weights must not be found among AIMv2's
-    own = [] if objective == _UNKNOWN else [objective]
+    own = [] if objective == UNKNOWN else [objective]
     return [
         "---",
         f"library_name: {_LIBRARIES[layout]}",
@@ -151,7 +150,7 @@ def _apart(objective: str, layout: Layout) -> list[str]:
         lines.append(
             "The files' layout, and the class that loads them, are AIMv2's, because the architecture is; the weights were not "
             "trained with AIMv2's objective."
-            if objective != _UNKNOWN
+            if objective != UNKNOWN
             else "The files' layout, and the class that loads them, are AIMv2's, because the architecture is."
         )
     if objective in ("clip", "siglip"):
@@ -197,15 +196,6 @@ def _objective(export: Path) -> dict[str, Any]:
     own = dict(fields.get("mae" if kind == "mae" else "contrastive", {}))
     own.pop({"clip": "bias", "siglip": "max_scale"}.get(kind), None)
     return {"kind": kind, **own}
-
-
-def _objective_name(export: Path) -> str:
-    """As rows of results call it; unknown where the export does not say."""
-    try:
-        fields = json.loads((export / "objective.json").read_text())["objective"]
-        return objective_name(read_objective_config(fields))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return _UNKNOWN
 
 
 def _data(config: Path) -> str | None:

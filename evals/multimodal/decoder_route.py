@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from evals.encoder import TokenEncoder
-from evals.load import trained_objective
 from evals.multimodal.config import RecipeConfig, TrainConfig, train_settings
 from evals.multimodal.examples import Answer, ExampleSet, Generation, InstructionSet
 from evals.multimodal.feeding import Pictures, sequences_with_pictures
@@ -25,6 +24,7 @@ from evals.multimodal.shots import Shots
 from evals.multimodal.templates import PICTURE
 from evals.text.caption_scorer import RANDOM
 from pretrain.export import find_export
+from pretrain.objectives.build import exported_objective
 from pretrain.types import UserError
 
 #: Most tokens of a question with its answer that the decoder's context is lengthened to; ours.
@@ -111,7 +111,7 @@ class DecoderRoute(Route):
             folder = find_export(spec.removeprefix(RANDOM))
         except (UserError, OSError):
             return False
-        return trained_objective(folder) in ("aimv2", "captioner", "cappa") and (folder / "tokenizer").is_dir()
+        return exported_objective(folder) in ("aimv2", "captioner", "cappa") and (folder / "tokenizer").is_dir()
 
     def _pretrained(self) -> KeptDecoder:
         device = next(self.encoder.parameters()).device

@@ -1,5 +1,7 @@
 """The objective that a config names."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from timm.models import VisionTransformer
@@ -12,6 +14,8 @@ from pretrain.objectives.config import ContrastiveConfig, MAEConfig, ObjectiveCo
 from pretrain.objectives.contrastive import ContrastiveObjective
 from pretrain.objectives.mae import MAEObjective
 
+#: The name of an objective that nothing describes.
+UNKNOWN = "unknown"
 _CLASSES: dict[str, type[nn.Module]] = {
     "aimv2": AIMv2Objective,
     "clip": ContrastiveObjective,
@@ -61,3 +65,14 @@ def objective_name(config: ObjectiveConfig) -> str:
     if config.image_weight > 0:
         return "aimv2"
     return "cappa" if config.parallel > 0 else "captioner"
+
+
+def exported_objective(export: Path) -> str:
+    """Name of the objective in an export's objective.json; "unknown" where there is none, or something else."""
+    try:
+        fields = json.loads((export / "objective.json").read_text())["objective"]
+        if not {"image_weight", "text_weight"} <= fields.keys():  # as defaults they would make an AIMv2 of anything
+            return UNKNOWN
+        return objective_name(read_objective_config(fields))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return UNKNOWN

@@ -17,12 +17,12 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from safetensors.torch import load_file
 
-from evals.load import trained_objective
 from pretrain import cli
 from pretrain.export import load_pretrained, save_json, save_tensors
 from pretrain.export_formats import export_as
 from pretrain.models.vision import EncoderConfig, build_encoder
 from pretrain.models.weights import load_weights
+from pretrain.objectives.build import exported_objective
 
 RECIPES = Path(__file__).parents[2] / "configs" / "pretrain" / "recipes"
 TINY = {
@@ -99,7 +99,7 @@ def test_rivals_of_published_size_run_two_steps(name, shards, tmp_path):
     args = ["fit", "--config", str(RIVALS / f"{name}.yaml"), "--runs", str(tmp_path / "runs"), "--name", "a"]
     index = f"--data.index_cache={tmp_path / 'index'}"
     assert cli.main([*args, *as_fields(tiny), *paths, f"--data.val.path={shards}", index]) == 0
-    assert trained_objective(tmp_path / "runs" / "a" / "export") == {"cap": "captioner"}.get(kind, kind)
+    assert exported_objective(tmp_path / "runs" / "a" / "export") == {"cap": "captioner"}.get(kind, kind)
 
 
 CONFIG = {
