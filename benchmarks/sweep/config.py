@@ -4,25 +4,26 @@ A file with all fields:
 
     title: Rate of SigLIP                 # for people
     base: configs/benchmarks/base/ablation.yaml      # a config of python -m pretrain fit
-    overrides: {model.objective: siglip, max_samples: 24000}   # fields that every trial sets
+    overrides: {model.objective: {kind: siglip}, max_samples: 24000}   # fields that every trial sets
     space:                                # fields that are searched, by dotted name
       model.optim.lr: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}
       model.encoder.depth: {type: int, low: 4, high: 8, step: 2}
-      data.tokenizer: {type: categorical, choices: [bpe, byte]}
-      model.optim.weight_decay: [0, 0.05, 0.1]       # short for categorical
+      data.tokenizer: {type: categorical, choices: [bpe, clip]}
+      model.optim.weight_decay: [1.0e-5, 1.0e-4, 1.0e-3]     # short for categorical
     trials: 20                            # distinct settings in all; a grid may leave it out
     sampler: {kind: tpe, seed: 0}         # tpe, random or grid
-    objective: {metric: val/loss, direction: minimize}         # from the run's last validation, or
-    objective:                            # one number of an evaluation of the finished run
+    entry: [pretrain, fit]                # module and subcommand that train
+    objective:                            # {metric: val/loss, direction: minimize}, of the run's last validation, or
+                                          # one number of an evaluation of the finished run:
       eval: [evals, imagenet, --encoder, "{run}", --dataset, FILE, --tasks, "[linear_probe]", --seed, "{seed}", --out, "{out}"]
       task: linear_probe                  # these four pick the row of results
       dataset: scenes_shape_tuning
       metric: top1
       split: test                         # the tuning data's: they are another data set than the test set
       direction: maximize
-    pruner: {kind: median, warmup: 500, startup: 4}  # median, hyperband or none, on the running trial's validation loss
+    pruner: {kind: median, warmup: 500, startup: 4, metric: val/loss}  # or hyperband, none: on the running trial's validation
     enqueue: [{model.optim.lr: 2.0e-3}]   # settings after trial 0; a field that is left out is as in trial 0
-    defaults: {model.optim.lr: 1.0e-3}    # trial 0's, where they are not the base's own values
+    defaults: {model.encoder.depth: 6}    # trial 0's, where the base does not say or another value is meant
     retries: 20                           # how often a trial is taken up again before it counts as failed
 
 Trial 0 is always the base's own setting. `--results` is added to the evaluation's command.

@@ -17,9 +17,15 @@ FOLDER = Path("runs/sweeps")
 def find_storage(name: str | None, *, folder: Path = FOLDER) -> str:
     """URL of a sweep's SQLite file; of the last one that was worked on where no name is given.
 
+    Args:
+        name: of the sweep, its YAML file, or a study.db.
+        folder: of the sweeps.
+
     Raises:
         UserError: there is none, with the names that there are.
     """
+    if name and Path(name).suffix in (".yaml", ".yml"):
+        name = Path(name).stem
     found = sorted(folder.glob("*/study.db"), key=lambda path: path.stat().st_mtime)
     if name is None and found:
         return f"sqlite:///{found[-1].resolve()}"
@@ -34,7 +40,7 @@ def find_storage(name: str | None, *, folder: Path = FOLDER) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep.dashboard", description=__doc__.split("\n")[0])
-    parser.add_argument("name", nargs="?", help="of a sweep, or a study.db; the last one where not given")
+    parser.add_argument("name", nargs="?", help="of a sweep, its .yaml, or a study.db; the last one where not given")
     parser.add_argument("--storage", help="URL of a database, in place of a name")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)

@@ -1,7 +1,11 @@
+import textwrap
+
 import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from benchmarks.sweep import config as sweep_config
+from benchmarks.sweep.__main__ import resolved_config
 from benchmarks.sweep.config import FOLDER, load_sweep
 from benchmarks.sweep.space import arguments, default_setting, grid, read_parameter, read_space
 from pretrain.types import UserError
@@ -28,6 +32,16 @@ def test_the_example_is_read(tmp_path):
     assert config.space[0].distribution == FloatDistribution(0.1, 1.0)
     assert config.space[1].distribution == CategoricalDistribution((5e-4, 0.1))  # YAML reads 5e-4 as text
     assert config.entry == ("pretrain", "fit")
+
+
+def test_the_documented_file_has_all_fields_and_a_trial_0(tmp_path):
+    text = sweep_config.__doc__.split("A file with all fields:\n\n")[1].split("\n\nTrial 0")[0]
+    path = tmp_path / "documented.yaml"
+    path.write_text(textwrap.dedent(text))
+    config = load_sweep(str(path))
+    assert set(yaml.safe_load(path.read_text())) == set(sweep_config.FIELDS)
+    first = default_setting(config.space, resolved_config(config, tmp_path), config.defaults, where="f")
+    assert first["model.optim.lr"] == 1e-3
 
 
 @pytest.mark.parametrize(

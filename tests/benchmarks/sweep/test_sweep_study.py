@@ -177,7 +177,8 @@ def test_dashboard_names_what_there_is(tmp_path):
         find_storage(None, folder=tmp_path)
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "study.db").touch()
-    assert find_storage(None, folder=tmp_path).endswith("one/study.db")
+    for name in (None, "one", "my/one.yaml"):
+        assert find_storage(name, folder=tmp_path).endswith("one/study.db")
     with pytest.raises(UserError, match=r"no study two in .*: there are one"):
         find_storage("two", folder=tmp_path)
 
