@@ -2,7 +2,8 @@
 
 python -m benchmarks.report [--results FOLDER] [--out runs/report] [--runs runs] [--strict]
 
-Without --results it shows what was measured here (runs/results) and what is shipped (benchmarks/results), one behind the other.
+Without --results it shows what was measured here, evaluations (runs/results.jsonl) and studies (runs/results), and what is
+shipped (benchmarks/results), one behind the other.
 """
 
 import argparse
@@ -12,8 +13,14 @@ from pathlib import Path
 
 from benchmarks.report.build import collect_all, write
 
-#: What this machine's studies have measured, and what the repository ships.
-OWN, SHIPPED = Path("runs/results"), Path("benchmarks/results")
+#: What this machine's evaluations and studies have measured, and what the repository ships.
+EVALUATIONS, STUDIES, SHIPPED = Path("runs/results.jsonl"), Path("runs/results"), Path("benchmarks/results")
+
+
+def default_folders() -> list[Path]:
+    """Folders of results where none is named: those with something in them, and the repository's."""
+    own = [EVALUATIONS.parent] if EVALUATIONS.is_file() else []
+    return [*own, *([STUDIES] if STUDIES.is_dir() else []), SHIPPED]
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -26,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs, for their curves and pictures")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if there is any problem")
     options = parser.parse_args(args)
-    results = options.results or [folder for folder in (OWN, SHIPPED) if folder.is_dir() or folder == SHIPPED]
+    results = options.results or default_folders()
     report = collect_all(results, runs=options.runs)
     said = write(report, options.out, results=results)
     for problem in report.problems:

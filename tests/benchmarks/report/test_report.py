@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from demo import objective_table, published, study
@@ -215,6 +217,24 @@ def test_the_command_ends_well_and_strict_does_not(tmp_path, row, results, capsy
     assert "scenes_frozen.jsonl, line 4: the row was changed after it was written" in said.err
     assert "Problems: 6" in Page((out / "index.html").read_text()).text
     assert main([*args, "--strict"]) == 1
+
+
+def test_evaluations_and_studies_of_this_machine_stand_before_the_shipped_rows(
+    tmp_path, row, results, capsys, monkeypatch
+):
+    monkeypatch.setattr("benchmarks.report.build.PROVIDERS", ())
+    monkeypatch.chdir(tmp_path)
+    shipped = results(scenes_frozen__jsonl=[row()])
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copytree(shipped, "benchmarks/results")
+    shutil.copytree(shipped, "runs/results")
+    shutil.copy(shipped / "scenes_frozen.jsonl", "runs/results.jsonl")
+    assert main([]) == 0
+    text = Page(Path("runs/report/index.html").read_text()).text
+    assert text.index("(runs)") < text.index("(runs/results)")
+    shutil.rmtree("runs")
+    assert main([]) == 0
+    assert "(runs" not in Page(Path("runs/report/index.html").read_text()).text
 
 
 def test_no_folder_of_results_is_said(tmp_path):
