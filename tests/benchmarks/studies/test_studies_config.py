@@ -180,3 +180,12 @@ def test_keys_tell_arms_apart():
     keys = {row.name: arm_of(study, row, seed=0).key for row in study.rows}
     assert len(set(keys.values())) == len(keys)
     assert arm_of(study, study.rows[1], seed=5).key == keys[study.rows[1].name]
+
+
+def test_the_study_in_the_readme_is_one(tmp_path):
+    text = Path("README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("my/base.yaml", "configs/benchmarks/base/ablation.yaml"))
+    study = load_study(str(path))
+    assert [row.name for row in study.rows] == ["patch + text", "patch only", "text only"]
+    assert len(plan([study], range(2))) == 6
