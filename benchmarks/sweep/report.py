@@ -3,13 +3,15 @@
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.sweep.summary import sealed
 from benchmarks.tables import Cell, Figure, Problem, Row, Section, Table, Trace
 
+#: As many values as have room for a tick each.
+_TICKS = 5
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 
 
@@ -20,8 +22,12 @@ class _Broken(Exception):
 
 
 def sections(results: Path) -> tuple[list[Section], list[Problem]]:
-    """A section for each summary of results/sweeps/*.json; one that cannot be read is a problem, never an error."""
+    """What all sweeps chose, then a section for each summary of results/sweeps/*.json.
+
+    A file that cannot be read is a problem, never an error.
+    """
     found: list[Section] = []
+    chosen: list[Row] = []
     problems: list[Problem] = []
     for path in sorted((results / "sweeps").glob("*.json")):
         name = f"{results.name}/sweeps/{path.name}"
@@ -35,7 +41,9 @@ def sections(results: Path) -> tuple[list[Section], list[Problem]]:
                 Problem(name, None, "was changed after the sweep wrote it; its numbers are shown all the same")
             )
         found.append(_section(content, name))
-    return found, problems
+        chosen.append(_chosen(content, name))
+    overview = [_overview(chosen)] if len(found) > 1 else []
+    return [*overview, *found], problems
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -82,6 +90,28 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _overview(chosen: list[Row]) -> Section:
+    notes = ("Best of the trials, one run for each setting: higher than another run of the same setting would be.",)
+    table = Table("sweeps", "What the sweeps chose", ("defaults", "best"), tuple(chosen), notes, digits=2)
+    return Section("sweeps", "Sweeps", ("Trial 0 is the base's own setting, the defaults.",), (table,))
+
+
+def _chosen(content: Mapping[str, Any], file: str) -> Row:
+    best = _best(content)
+    cells = {trial["number"]: _value(content, trial, file) for trial in content["trials"]}
+    (params,) = [trial["params"] for trial in content["trials"] if trial["number"] == best] or [{}]
+    aim = f"{content['objective']['title']}, {content['objective']['direction']}d"
+    detail = "; ".join([aim, *(f"{field}: {_show(one)}" for field, one in params.items())])
+    nothing = Cell(note="no trial is complete")
+    return Row(content["title"], (cells.get(0, nothing), cells.get(best, nothing)), detail=detail)
+
+
+def _value(content: Mapping[str, Any], trial: Mapping[str, Any], file: str, note: str = "") -> Cell:
+    if trial["state"] != "COMPLETE":
+        return Cell(note=trial["state"].lower())
+    return Cell(trial["value"], n=1, note=note, traces=(Trace(file, None, content["command"], trial["value"]),))
+
+
 def _section(content: Mapping[str, Any], file: str) -> Section:
     states = [trial["state"] for trial in content["trials"]]
     counts = ", ".join(f"{states.count(state)} {state.lower()}" for state in STATES if state in states) or "none"
@@ -102,28 +132,20 @@ def _table(content: Mapping[str, Any], file: str, name: str) -> Table:
     best = _best(content)
     rows = []
     for trial in content["trials"]:
-        is_complete = trial["state"] == "COMPLETE"
-        trace = Trace(file, None, content["command"], trial["value"]) if is_complete else None
-        note = "best" if trial["number"] == best else "" if is_complete else trial["state"].lower()
-        value = Cell(trial["value"], n=1, note=note, traces=(trace,)) if trace else Cell(note=note)
-        seconds = trial.get("seconds")
-        minutes = Cell(note="not known") if seconds is None else Cell(seconds / 60, n=1)
-        detail = "; ".join(f"{field}: {_show(one)}" for field, one in trial["params"].items())
+        detail = [f"{field}: {_show(one)}" for field, one in trial["params"].items()]
+        if trial.get("seconds") is not None:
+            detail.append(f"{trial['seconds'] / 60:.1f} min")
+        if retries := trial.get("retries", 0):
+            detail.append(f"taken up again {retries} times" if retries > 1 else "taken up again once")
         label = f"trial {trial['number']}" + (" (defaults)" if trial["number"] == 0 else "")
-        rows.append(
-            Row(
-                label,
-                (value, minutes, Cell(float(trial.get("retries", 0)), n=1)),
-                is_base=trial["number"] == 0,
-                detail=detail,
-            )
-        )
+        value = _value(content, trial, file, "best" if trial["number"] == best else "")
+        rows.append(Row(label, (value,), detail="; ".join(detail)))
     notes = (
         "One run for each setting: differences between close trials are noise.",
         f"Settings of the sweep: {content['config_hash']}.",
     )
-    columns = (content["objective"]["title"], "minutes", "taken up again")
-    return Table(name, f"Trials of {content['title']}", columns, tuple(rows), notes, digits=4)
+    digits = 2 if content["objective"].get("eval") else 4  # percent, or a loss
+    return Table(name, f"Trials of {content['title']}", (content["objective"]["title"],), tuple(rows), notes, digits)
 
 
 def _show(value: Any) -> str:
@@ -141,7 +163,8 @@ def _history(content: Mapping[str, Any]) -> Figure:
     complete = [trial for trial in content["trials"] if trial["state"] == "COMPLETE"]
     numbers, values = [trial["number"] for trial in complete], [trial["value"] for trial in complete]
     bests = [pick(values[: n + 1]) for n in range(len(values))]
-    figure, axes = _canvas(3.2)
+    field = _only_number(complete)
+    figure, (axes, *others) = _canvas(3.2, columns=2 if field else 1)
     axes.plot(numbers, values, "o", label="complete")
     axes.step(numbers, bests, where="post", label="best so far")
     for state, marker in (("PRUNED", "x"), ("FAIL", "v")):
@@ -150,29 +173,47 @@ def _history(content: Mapping[str, Any]) -> Figure:
             axes.plot(
                 own, [0.02] * len(own), marker, color="gray", transform=axes.get_xaxis_transform(), label=state.lower()
             )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("trial")
-    axes.set_ylabel(content["objective"]["title"])
     axes.legend()
     caption = (
         f"{content['objective']['title']} of each trial by its number; trials without a value stand at the bottom."
     )
+    for other in others:
+        pairs = sorted((trial["params"][field], trial["value"]) for trial in complete)
+        other.plot(*zip(*pairs, strict=True), "o-")
+        other.set_xlabel(field)
+        if pairs[0][0] > 0:
+            other.set_xscale("log")
+            if len(pairs) <= _TICKS:
+                other.set_xticks([value for value, _ in pairs], [_show(value) for value, _ in pairs])
+                other.minorticks_off()
+        caption += f" Right: by {field}."
     return Figure(f"sweep_{content['name']}_history", caption, _svg(figure))
+
+
+def _only_number(trials: Sequence[Mapping[str, Any]]) -> str | None:
+    """The field that is searched, where it is only one and its values are numbers."""
+    (names, *others) = {tuple(trial["params"]) for trial in trials}
+    if others or len(names) != 1 or not all(_is_number(trial["params"][names[0]]) for trial in trials):
+        return None
+    return names[0]
 
 
 def _importance(content: Mapping[str, Any]) -> Figure:
     shares = sorted(content["importance"].items(), key=lambda pair: pair[1])
-    figure, axes = _canvas(0.8 + 0.4 * len(shares))
+    figure, (axes,) = _canvas(0.8 + 0.4 * len(shares))
     axes.barh([name for name, _ in shares], [100 * share for _, share in shares])
     axes.set_xlabel("share of the variance, percent")
     caption = f"Which field the objective depends on: {content['importance_note']}."
     return Figure(f"sweep_{content['name']}_importance", caption, _svg(figure))
 
 
-def _canvas(height: float) -> tuple[Any, Any]:
+def _canvas(height: float, *, columns: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure as Canvas
 
     figure = Canvas(figsize=(7, height), layout="constrained")
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns, sharey=True, squeeze=False)[0]
 
 
 def _svg(figure: Any) -> bytes:

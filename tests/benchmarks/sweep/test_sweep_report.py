@@ -50,8 +50,8 @@ def test_a_sweep_is_a_table_and_two_plots(tmp_path):
     table = section.tables[0]
     assert [row.cells[0].value for row in table.rows] == [0.5, 0.2, None, 0.4]
     assert [row.cells[0].note for row in table.rows] == ["", "best", "pruned", ""]
-    assert table.rows[0].is_base
-    assert table.rows[1].detail == "model.optim.lr: 0.002"
+    assert [row.label for row in table.rows[:2]] == ["trial 0 (defaults)", "trial 1"]
+    assert table.rows[1].detail == "model.optim.lr: 0.002; 1.0 min"
     assert [figure.name for figure in section.figures] == ["sweep_one_history", "sweep_one_importance"]
     assert all(b"<svg" in figure.content for figure in section.figures)
 
@@ -60,6 +60,27 @@ def test_maximised_sweeps_have_the_largest_as_best(tmp_path):
     write(tmp_path, summary(objective={"title": "top1", "direction": "maximize"}))
     (section,), _ = sections(tmp_path)
     assert [row.cells[0].note for row in section.tables[0].rows] == ["best", "", "pruned", ""]
+
+
+def test_several_sweeps_are_summed_up_first(tmp_path):
+    write(tmp_path, summary())
+    write(tmp_path, summary(name="two", title="Two", trials=[trial(0, None, "FAIL", retries=2)]), name="two")
+    (overview, one, two), problems = sections(tmp_path)
+    assert problems == []
+    assert (overview.name, one.name, two.name) == ("sweeps", "sweep_one", "sweep_two")
+    first, second = overview.tables[0].rows
+    assert (first.label, [cell.value for cell in first.cells]) == ("One", [0.5, 0.2])
+    assert first.detail == "val/loss, minimized; model.optim.lr: 0.002"
+    assert [cell.note for cell in second.cells] == ["fail", "no trial is complete"]
+    assert two.tables[0].rows[0].detail == "model.optim.lr: 0.001; 1.0 min; taken up again 2 times"
+
+
+@pytest.mark.parametrize("params", [{"a": "x"}, {"a": 0.0}, {"a": 1, "b": 2}, {}])
+def test_fields_of_any_kind_can_be_drawn(tmp_path, params):
+    for first in ({}, params):
+        write(tmp_path, summary(trials=[trial(0, 0.5, params=first), trial(1, 0.2, params=params)]))
+        (section,), _ = sections(tmp_path)
+        assert ("Right: by a" in section.figures[0].caption) == (first == params == {"a": 0.0})
 
 
 def test_broken_files_are_problems_and_the_rest_is_shown(tmp_path):
