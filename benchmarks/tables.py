@@ -156,6 +156,7 @@ class Section:
         tables: in their order.
         verdicts: on the section's claims.
         figures: in their order.
+        figures_first: whether they stand before the tables.
     """
 
     name: str
@@ -164,3 +165,4 @@ class Section:
     tables: tuple[Table, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     figures: tuple[Figure, ...] = ()
+    figures_first: bool = False

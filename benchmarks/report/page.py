@@ -68,7 +68,8 @@ def _section(section: Section) -> str:
     verdicts = f"<h3>Claims</h3>{verdicts_html(section.verdicts)}" if section.verdicts else ""
     tables = "".join(map(table_html, section.tables))
     figures = "".join(map(_figure, section.figures))
-    return f'<section><h2 id="{section.name}">{escape(section.title)}</h2>{text}{tables}{verdicts}{figures}</section>'
+    parts = f"{figures}{tables}{verdicts}" if section.figures_first else f"{tables}{verdicts}{figures}"
+    return f'<section><h2 id="{section.name}">{escape(section.title)}</h2>{text}{parts}</section>'
 
 
 def _environment(facts: Mapping[str, str]) -> str:

@@ -15,6 +15,8 @@ from benchmarks.scaling.rows import NumberedRow, ScalingRow
 from benchmarks.tables import Figure
 
 _CURVE_POINTS = 100
+#: As many budgets as have room for a tick each.
+_TICKS = 6
 
 
 def sizes_of(rows: Sequence[NumberedRow]) -> list[str]:
@@ -74,6 +76,8 @@ def samples_figure(rows: Sequence[NumberedRow], fits: Sequence[Fit], *, study: s
                 if (fit.metric, fit.kind, fit.label) == (metric, "samples", size) and isinstance(fit.law, PowerLaw):
                     _draw_law(axis, fit.law, fit.x, f"C{number}")
         _log_axes(axis, x_label="samples seen", y_label=f"val/{metric}")
+        if len(budgets := sorted({one.row.samples_seen for one in rows})) <= _TICKS:
+            axis.set_xticks(budgets)
         axis.legend(fontsize=8)
     name = f"scaling_{study}_samples"
     caption = (

@@ -103,11 +103,12 @@ def _fit_row(fit: Fit) -> list[Row]:
     traces = tuple(_trace(one, one.row.val[fit.metric]) for one in fit.rows)
     law = fit.law
     if law is None:
-        return [Row(label, (Cell(note="not fitted"),) * 4, detail=fit.note)]
+        return [Row(label, (Cell(note="not fitted"),) * 3, detail=fit.note)]
 
     def cells(alpha: float, interval: tuple[float, float] | None) -> tuple[Cell, ...]:
         exponent = Cell(alpha, n=law.n, interval=interval, note="" if interval else "no interval", traces=traces)
-        return exponent, Cell(law.E, n=law.n, interval=law.interval_E, traces=traces), Cell(law.r2), Cell(law.n)
+        E = Cell(law.E, n=law.n, interval=law.interval_E, traces=traces)
+        return exponent, E, Cell(law.r2, n=law.n, traces=traces)
 
     if isinstance(law, JointLaw):
         return [
@@ -120,14 +121,14 @@ def _fit_row(fit: Fit) -> list[Row]:
 def fit_table(study: str, fits: Sequence[Fit]) -> Table:
     """Exponents with their 95% intervals."""
     notes = [
-        "L(x) = E + A x^-exponent, fitted to the runs of all seeds; in brackets the 95% interval. Cool-downs of one trunk "
+        "L(x) = E + A x^-exponent, fitted to n runs, those of all seeds; in brackets the 95% interval. Cool-downs of one trunk "
         "share its noise, which resampling one by one does not see: with few seeds, intervals over samples are too narrow.",
         "A row where E is 0 without an interval was fitted without E (the points did not determine it): its exponent is a "
         "slope within the range of its points and says nothing beyond them.",
     ]
     notes += sorted({f"{fit.kind}, {fit.label}, val/{fit.metric}: {fit.note}" for fit in fits if fit.law is None})
     lines = tuple(row for fit in fits for row in _fit_row(fit))
-    columns = ("exponent (1)", "E (unit of the loss)", "R2 of log loss (1)", "points (runs)")
+    columns = ("exponent (1)", "E (unit of the loss)", "R2 of log loss (1)")
     return Table(
         f"scaling_{_word(study)}_fits", f"Scaling, {study}: power laws", columns, lines, tuple(notes), digits=3
     )
@@ -172,7 +173,7 @@ def study_section(study: str, rows: Sequence[NumberedRow]) -> Section:
         f"budget a branch leaves it and cools down over {shares} of the budget's steps (paper, section 3.1).",
     )
     tables = (quality_table(study, rows, tuple(notes)), cost_table(study, rows), fit_table(study, fits))
-    return Section(f"scaling_{_word(study)}", f"Scaling: {study}", text, tables, (), figures)
+    return Section(f"scaling_{_word(study)}", f"Scaling: {study}", text, tables, (), figures, figures_first=True)
 
 
 def sections(results: Path) -> tuple[list[Section], list[Problem]]:
