@@ -1,8 +1,9 @@
 """Costs that benchmarks wrote as JSON, as tables: which lists of a file, which of their numbers, in which unit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,17 +210,24 @@ def _study_kills(content: Any) -> str:
     )
 
 
-def _sweep_kills(content: Any) -> str:
+def _sweep_kills(content: Any, file: str = "sweep_kills.json") -> str:
     """What became of a sweep's trials when its workers were killed."""
+    storage = content.get("storage", "sqlite").split("+")[0]
     return (
-        f"Workers of a sweep ({content['what']}), or all of it, were killed {len(content['kills'])} times at random moments: of "
-        f"{content['planned']} trials {content['lost']} were lost and {content['doubled']} doubled, "
-        f"{content['taken_up_again']} were taken up again. File: sweep_kills.json, made by python -m benchmarks.sweep.kills."
+        f"Workers of a sweep ({content['what']}, its study in {storage}), or all of it, were killed "
+        f"{len(content['kills'])} times at random moments: of {content['planned']} trials {content['lost']} were lost and "
+        f"{content['doubled']} doubled, {content['taken_up_again']} were taken up again. "
+        f"File: {file}, made by python -m benchmarks.sweep.kills."
     )
 
 
 #: Files that become a paragraph.
-_PARAGRAPHS = {"kills.json": _kills, "study_kills.json": _study_kills, "sweep_kills.json": _sweep_kills}
+_PARAGRAPHS: dict[str, Callable[[Any], str]] = {
+    "kills.json": _kills,
+    "study_kills.json": _study_kills,
+    "sweep_kills.json": _sweep_kills,
+    "sweep_kills_postgresql.json": partial(_sweep_kills, file="sweep_kills_postgresql.json"),
+}
 
 
 def _load(path: Path) -> tuple[Any, Problem | None]:

@@ -85,7 +85,8 @@ def conclude(study: SweepStudy, *, storage: str, results: Path, console: Console
     place = out / "study.db" if storage.startswith("sqlite") else "the database"
     lines = [f"study: {place}; runs: {out / 'runs'}; logs: {out / 'logs'}; summary: {out / 'summary.json'}"]
     lines += [f"for the report: {results / study.config.name}.json"]
-    for line in [*lines, f"look at it: python -m benchmarks.sweep.dashboard {study.config.name}"]:
+    look = study.config.name if storage.startswith("sqlite") else "--storage URL"
+    for line in [*lines, f"look at it: python -m benchmarks.sweep.dashboard {look}"]:
         console.print(line, markup=False, soft_wrap=True)
     return 1 if states and set(states) == {"FAIL"} else 0
 

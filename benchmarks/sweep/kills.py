@@ -1,6 +1,7 @@
 """Kill the workers of a sweep again and again (kill -9), finish it, and count: no trial may be lost, none doubled.
 
 python -m benchmarks.sweep.kills [--kills 10] [--real]      a stand-in for training (a minute or two), or the nano example
+python -m benchmarks.sweep.kills --storage postgresql://user@host/db --out FILE     a study in a database that is empty before
 """
 
 import argparse
@@ -42,8 +43,8 @@ def rehearsal_sweep(folder: Path, *, trials: int) -> Path:
     return path
 
 
-def open_study(config: SweepConfig, out: Path) -> SweepStudy:
-    return SweepStudy(config, storage=open_storage(f"sqlite:///{(out / 'study.db').resolve()}"), out=out)
+def open_study(config: SweepConfig, out: Path, storage: str | None = None) -> SweepStudy:
+    return SweepStudy(config, storage=open_storage(storage or f"sqlite:///{(out / 'study.db').resolve()}"), out=out)
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
@@ -55,9 +56,8 @@ def workers_of(pid: int) -> list[psutil.Process]:
         return []
 
 
-def wait_for_work(process: subprocess.Popen[bytes], config: SweepConfig, out: Path) -> list[psutil.Process]:
+def wait_for_work(process: subprocess.Popen[bytes], study: SweepStudy) -> list[psutil.Process]:
     """The workers that are at work on a trial, as soon as there are some; none where the sweep has ended."""
-    study = open_study(config, out)
     while process.poll() is None:
         workers = [trial.user_attrs.get("worker") for trial in study.trials() if trial.state == TrialState.RUNNING]
         pids = {worker["pid"] for worker in workers if worker and not is_gone(worker)}
@@ -68,9 +68,17 @@ def wait_for_work(process: subprocess.Popen[bytes], config: SweepConfig, out: Pa
 
 
 def kill_again_and_again(
-    config: SweepConfig, out: Path, *, kills: int, workers: int, rng: random.Random
+    config: SweepConfig, out: Path, *, kills: int, workers: int, rng: random.Random, storage: str | None = None
 ) -> list[dict[str, Any]]:
     """Run the sweep and kill a worker, or every third time the whole command, at random moments; then let it finish.
+
+    Args:
+        config: the sweep.
+        out: its folder.
+        kills: how many.
+        workers: of the sweep.
+        rng: of the moments.
+        storage: URL of a database; SQLite in `out` where not given.
 
     Returns:
         For each kill: what was killed, and how many trials were begun and ended by then.
@@ -84,13 +92,15 @@ def kill_again_and_again(
         str(workers),
         "--trials",
         str(config.trials),
+        *(["--storage", storage] if storage else []),
     ]
+    study = open_study(config, out, storage)
     log, events = out.with_suffix(".log"), []
     process = start(command, log=log)
     try:
         while len(events) < kills:
             # two of three times somewhere in a trial, the third time as likely while workers start
-            victims = wait_for_work(process, config, out) if len(events) % 3 else workers_of(process.pid)
+            victims = wait_for_work(process, study) if len(events) % 3 else workers_of(process.pid)
             deadline = time.monotonic() + rng.uniform(0.0, 3.0)
             while time.monotonic() < deadline and process.poll() is None:
                 time.sleep(0.01)
@@ -106,7 +116,7 @@ def kill_again_and_again(
             if whole:
                 process.wait()
                 process = start(command, log=log)
-            states = Counter(trial.state.name for trial in open_study(config, out).trials())
+            states = Counter(trial.state.name for trial in study.trials())
             events.append({"killed": "command" if whole else "worker", "trials": dict(states)})
             print(f"kill {len(events)}: {events[-1]}", flush=True)
         if process.wait() != 0:
@@ -118,9 +128,9 @@ def kill_again_and_again(
     return events
 
 
-def count(config: SweepConfig, out: Path) -> dict[str, Any]:
+def count(config: SweepConfig, out: Path, storage: str | None = None) -> dict[str, Any]:
     """What the study holds at its end."""
-    trials = open_study(config, out).trials()
+    trials = open_study(config, out, storage).trials()
     settings = Counter(json.dumps(trial.params, sort_keys=True) for trial in trials)
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
     return {
@@ -141,6 +151,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--real", action="store_true", help="the nano example in place of the stand-in")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--storage", help="URL of a database, in place of SQLite")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sweep_kills.json"))
     options = parser.parse_args(args)
     with tempfile.TemporaryDirectory() as temporary:
@@ -148,11 +159,16 @@ def main(args: Sequence[str] | None = None) -> int:
         path = FOLDER / "nano_rate.yaml" if options.real else rehearsal_sweep(folder, trials=options.trials)
         config, out = load_sweep(str(path), trials=options.trials), folder / "sweep"
         events = kill_again_and_again(
-            config, out, kills=options.kills, workers=options.workers, rng=random.Random(options.seed)
+            config,
+            out,
+            kills=options.kills,
+            workers=options.workers,
+            rng=random.Random(options.seed),
+            storage=options.storage,
         )
-        result = {"what": "nano example" if options.real else "stand-in", "workers": options.workers} | count(
-            config, out
-        )
+        result = {"what": "nano example" if options.real else "stand-in", "workers": options.workers}
+        result["storage"] = (options.storage or "sqlite").split(":")[0]
+        result |= count(config, out, options.storage)
     result["kills"] = events
     print(json.dumps({key: value for key, value in result.items() if key != "kills"}))
     write_result(options.out, result)

@@ -151,6 +151,18 @@ def test_bad_trials_are_pruned_and_their_run_is_stopped_with_a_checkpoint(tmp_pa
     assert 5 <= int((run / "checkpoints" / "last.ckpt").read_text()) < 400
 
 
+def test_hyperband_prunes_some_and_ends_all(tmp_path):
+    base = {"max_steps": 60, "step_s": 0.005, "val_every": 5}
+    study = make(tmp_path, base=base, pruner={"kind": "hyperband", "warmup": 5}, sampler={"kind": "random"}, trials=10)
+    work(study, stop=threading.Event())
+    states = [trial.state for trial in study.trials()]
+    assert len(states) == 10
+    assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
+    pruned = [trial for trial in study.trials() if trial.state == TrialState.PRUNED]
+    assert all("hyperband pruner" in trial.user_attrs["reason"] for trial in pruned)
+    assert all(max(trial.intermediate_values) >= 5 for trial in pruned)
+
+
 def test_validations_are_read_over_attempts_and_half_lines_are_left(tmp_path):
     (tmp_path / "metrics_1.csv").write_text("epoch,step,train/loss,val/loss\n0,3,0.4,\n0,5,,0.7\n")
     (tmp_path / "metrics.csv").write_text("epoch,step,val/loss\n0,10,0.6\n0,15,0.")
