@@ -28,6 +28,7 @@ from benchmarks.studies.runner import Places, Runner
 from benchmarks.studies.runner import Progress as Told
 from benchmarks.write_tables import to_markdown, verdicts_to_markdown
 from evals.configs import config_names
+from pretrain.data.terminal import run_command
 from pretrain.types import UserError
 
 #: What runs where nothing is named.
@@ -177,15 +178,12 @@ def _close(runner: Runner, studies: list[StudyConfig], options: argparse.Namespa
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point; user errors are one line on standard error and exit status 2."""
     began = time.monotonic()
-    try:
-        return run(parse(args), Console())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        minutes = (time.monotonic() - began) / 60
-        print(f"interrupted after {minutes:.0f} minutes; the same command goes on", file=sys.stderr)
-        return 130
+    return run_command(
+        lambda: run(parse(args), Console()),
+        interrupted=lambda: (
+            f"interrupted after {(time.monotonic() - began) / 60:.0f} minutes; the same command goes on"
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ with Huber's loss as in their approach 3. `benchmarks.least_squares` holds the s
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -146,9 +147,33 @@ class _Fit:
     r2: float
     residuals: tuple[float, ...]
     method: str
+    n: int
+    num_drawn: int
+
+    def interval_of(self, of_draws: Callable[[np.ndarray], np.ndarray]) -> Interval | None:
+        """Of a number that each fitted resample gives."""
+        return interval(None if self.draws_RP is None else of_draws(self.draws_RP), num_drawn=self.num_drawn)
+
+    def about(self) -> dict[str, Any]:
+        """The fields that laws have in common."""
+        names = ("r2", "n", "failed_share", "method", "num_drawn", "residuals")
+        return {name: getattr(self, name) for name in names}
 
 
-def _fit(problem: PowerSum, counts_RN: np.ndarray, *, seed: int) -> _Fit:
+def _fit(
+    loss: ArrayLike,
+    sizes: dict[str, ArrayLike],
+    *,
+    offset: bool,
+    num_bootstrap: int,
+    seed: int,
+    huber: float | None,
+    groups: Sequence[Hashable] | None,
+) -> _Fit:
+    """A sum of one power of each size; arguments and errors as `fit_power_law`."""
+    terms, y_N = check_points(loss, sizes, num_free=2 * len(sizes) + offset)
+    counts_RN = counts(len(y_N), groups, num_bootstrap=num_bootstrap, seed=seed)
+    problem = PowerSum(terms, y_N, offset=offset, huber=huber)
     if problem.offset and np.ptp(problem.log_y_N) < 1e-12:
         raise UserError(
             f"loss: {problem.y_N[0]} at every point; E and A are not to be told apart, fit it with offset=False"
@@ -165,7 +190,7 @@ def _fit(problem: PowerSum, counts_RN: np.ndarray, *, seed: int) -> _Fit:
     spread = float(((problem.log_y_N - problem.log_y_N.mean()) ** 2).sum())
     # by rounding alone the explained share of a constant would be any number
     r2 = 1 - float((residual_N**2).sum()) / spread if spread > 1e-20 else math.nan
-    loss = "least squares" if problem.huber is None else f"Huber's loss ({problem.huber:g})"
+    objective = "least squares" if problem.huber is None else f"Huber's loss ({problem.huber:g})"
     bootstrap = f"{len(counts_RN)} bootstrap resamples of runs, seed {seed}, {failed:.1%} failed"
     return _Fit(
         point_P=problem.in_units(whole.params_RP)[0],
@@ -173,7 +198,9 @@ def _fit(problem: PowerSum, counts_RN: np.ndarray, *, seed: int) -> _Fit:
         failed_share=failed,
         r2=r2,
         residuals=tuple(float(-r) for r in residual_N),
-        method=f"{loss} on log loss, {'E >= 0' if problem.offset else 'E = 0'}; {bootstrap}",
+        method=f"{objective} on log loss, {'E >= 0' if problem.offset else 'E = 0'}; {bootstrap}",
+        n=len(y_N),
+        num_drawn=len(y_N) if groups is None else len(set(groups)),
     )
 
 
@@ -202,26 +229,16 @@ def fit_power_law(
         UserError: values that are not finite or not above 0, fewer points than parameters + 1, too few different x, points that
             determine no exponent.
     """
-    num_free = 2 + offset
-    terms, y_N = check_points(y, {"x": x}, num_free=num_free)
-    counts_RN = counts(len(y_N), groups, num_bootstrap=num_bootstrap, seed=seed)
-    fit = _fit(PowerSum(terms, y_N, offset=offset, huber=huber), counts_RN, seed=seed)
+    fit = _fit(y, {"x": x}, offset=offset, num_bootstrap=num_bootstrap, seed=seed, huber=huber, groups=groups)
     E, log_A, alpha = map(float, fit.point_P)
-    draws = fit.draws_RP
-    num_drawn = len(y_N) if groups is None else len(set(groups))
     return PowerLaw(
         E=E,
         A=math.exp(log_A),
         alpha=alpha,
-        interval_alpha=interval(None if draws is None else draws[:, 2], num_drawn=num_drawn),
-        interval_E=interval(None if draws is None or not offset else draws[:, 0], num_drawn=num_drawn),
-        r2=fit.r2,
-        n=len(y_N),
-        failed_share=fit.failed_share,
-        method=fit.method,
-        num_drawn=num_drawn,
-        residuals=fit.residuals,
-        draws_R3=draws,
+        interval_alpha=fit.interval_of(lambda draws_RP: draws_RP[:, 2]),
+        interval_E=fit.interval_of(lambda draws_RP: draws_RP[:, 0]) if offset else None,
+        draws_R3=fit.draws_RP,
+        **fit.about(),
     )
 
 
@@ -240,34 +257,22 @@ def fit_joint(
 
     Both sizes must vary apart from each other: along one line of N against D many pairs of exponents fit alike.
     """
-    num_free = 4 + offset
-    terms, y_N = check_points(loss, {"num_params": num_params, "num_samples": num_samples}, num_free=num_free)
-    counts_RN = counts(len(y_N), groups, num_bootstrap=num_bootstrap, seed=seed)
-    fit = _fit(PowerSum(terms, y_N, offset=offset, huber=huber), counts_RN, seed=seed)
+    sizes = {"num_params": num_params, "num_samples": num_samples}
+    fit = _fit(loss, sizes, offset=offset, num_bootstrap=num_bootstrap, seed=seed, huber=huber, groups=groups)
     E, log_A, alpha, log_B, beta = map(float, fit.point_P)
-    draws = fit.draws_RP
-    num_drawn = len(y_N) if groups is None else len(set(groups))
-    column = (lambda i: None) if draws is None else (lambda i: draws[:, i])
     return JointLaw(
         E=E,
         A=math.exp(log_A),
         alpha=alpha,
         B=math.exp(log_B),
         beta=beta,
-        interval_alpha=interval(column(2), num_drawn=num_drawn),
-        interval_beta=interval(column(4), num_drawn=num_drawn),
-        interval_E=interval(column(0), num_drawn=num_drawn) if offset else None,
+        interval_alpha=fit.interval_of(lambda draws_RP: draws_RP[:, 2]),
+        interval_beta=fit.interval_of(lambda draws_RP: draws_RP[:, 4]),
+        interval_E=fit.interval_of(lambda draws_RP: draws_RP[:, 0]) if offset else None,
         optimal_exponent=beta / (alpha + beta),
-        interval_optimal_exponent=interval(
-            None if draws is None else draws[:, 4] / (draws[:, 2] + draws[:, 4]), num_drawn=num_drawn
-        ),
-        r2=fit.r2,
-        n=len(y_N),
-        failed_share=fit.failed_share,
-        method=fit.method,
-        num_drawn=num_drawn,
-        residuals=fit.residuals,
-        draws_R5=draws,
+        interval_optimal_exponent=fit.interval_of(lambda draws_RP: draws_RP[:, 4] / (draws_RP[:, 2] + draws_RP[:, 4])),
+        draws_R5=fit.draws_RP,
+        **fit.about(),
     )
 
 

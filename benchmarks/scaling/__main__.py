@@ -13,13 +13,14 @@ from typing import NoReturn
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Column, Table
+from rich.table import Table
 
 from benchmarks.processes import alone, default_workers
 from benchmarks.scaling.config import ScalingConfig, load_scaling
 from benchmarks.scaling.plan import Trunk, estimate_s, make_plan
 from benchmarks.scaling.rows import portable, read_rows
 from benchmarks.scaling.runner import Runner, left_to_do
+from pretrain.data.terminal import run_command, summary_grid
 from pretrain.types import UserError
 
 RUNS = Path("runs/scaling")
@@ -80,7 +81,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _finish(console: Console, runner: Runner, *, results: Path, folder: Path, missing: int) -> int:
-    table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))  # no path loses its end
+    table = summary_grid()
     table.add_row("rows", f"{results} ({runner.num_added} added, {missing} missing)")
     table.add_row("runs", f"{folder}: exports, metrics; output in {folder / 'logs'}")
     table.add_row("report", "make report")
@@ -129,13 +130,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Entry point; user errors are one line on standard error and exit status 2."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return run(_parse(args), Console())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the runs have saved: give the same command again to go on", file=sys.stderr)
-        return 130
+        return run_command(
+            lambda: run(_parse(args), Console()),
+            interrupted=lambda: "stopped; the runs have saved: give the same command again to go on",
+        )
     finally:
         signal.signal(signal.SIGTERM, previous)
 

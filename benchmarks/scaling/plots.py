@@ -1,14 +1,13 @@
 """Pictures of a scaling study as SVG: loss against samples, loss against FLOPs with its frontier, cost against quality."""
 
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from benchmarks.output import to_svg
 from benchmarks.power_law import PowerLaw
 from benchmarks.scaling.fits import Fit, frontier, usable
 from benchmarks.scaling.rows import NumberedRow, ScalingRow
@@ -51,12 +50,9 @@ def _draw_law(axis: Axes, law: PowerLaw, x: Sequence[float], color: str) -> None
         axis.fill_between(x_P, np.maximum(curve.low, 1e-12), curve.high, color=color, alpha=0.12, lw=0)
 
 
-def _svg(canvas: Canvas, name: str) -> bytes:
+def _figure(canvas: Canvas, name: str, caption: str) -> Figure:
     """As a file that is the same for the same numbers: no date, ids from the figure's name, text as text."""
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        canvas.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return Figure(name, caption, to_svg(canvas, {"svg.hashsalt": name, "svg.fonttype": "none"}))
 
 
 def _cloud(axis: Axes, rows: Sequence[NumberedRow], metric: str, cost: Callable[[ScalingRow], float | None]) -> None:
@@ -66,46 +62,64 @@ def _cloud(axis: Axes, rows: Sequence[NumberedRow], metric: str, cost: Callable[
         axis.plot(x, y, "o", color=f"C{number}", ms=4, label=size)
 
 
-def samples_figure(rows: Sequence[NumberedRow], fits: Sequence[Fit], *, study: str, metrics: Sequence[str]) -> Figure:
-    """Loss against samples, one colour for each size, one panel for each metric."""
+def _loss_panels(
+    rows: Sequence[NumberedRow],
+    metrics: Sequence[str],
+    *,
+    cost: Callable[[ScalingRow], float | None],
+    x_label: str,
+    draw: Callable[[Axes, str], None],
+) -> Canvas:
+    """Losses against a cost, one panel for each metric, one colour for each size; `draw` adds what a panel shows besides."""
     canvas = Canvas(figsize=(5.2 * len(metrics), 3.8), layout="constrained")
     for axis, metric in zip(np.atleast_1d(canvas.subplots(1, len(metrics))), metrics, strict=True):
-        _cloud(axis, rows, metric, lambda row: row.samples_seen)
+        _cloud(axis, rows, metric, cost)
+        _log_axes(axis, x_label=x_label, y_label=f"val/{metric}")
+        draw(axis, metric)
+        axis.legend(fontsize=8)
+    return canvas
+
+
+def samples_figure(rows: Sequence[NumberedRow], fits: Sequence[Fit], *, study: str, metrics: Sequence[str]) -> Figure:
+    """Loss against samples, with each size's law."""
+    budgets = sorted({one.row.samples_seen for one in rows})
+
+    def draw(axis: Axes, metric: str) -> None:
         for number, size in enumerate(sizes_of(rows)):
             for fit in fits:
                 if (fit.metric, fit.kind, fit.label) == (metric, "samples", size) and isinstance(fit.law, PowerLaw):
                     _draw_law(axis, fit.law, fit.x, f"C{number}")
-        _log_axes(axis, x_label="samples seen", y_label=f"val/{metric}")
-        if len(budgets := sorted({one.row.samples_seen for one in rows})) <= _TICKS:
+        if len(budgets) <= _TICKS:
             axis.set_xticks(budgets)
-        axis.legend(fontsize=8)
-    name = f"scaling_{study}_samples"
+
+    canvas = _loss_panels(rows, metrics, cost=lambda row: row.samples_seen, x_label="samples seen", draw=draw)
     caption = (
         f"{study}: validation loss against samples seen, by size. Points: runs (trunk and cool-down), one for each seed; "
         "lines: fitted power laws within the range of their points, shaded: 95% interval of the curve. Both axes are logarithmic."
     )
-    return Figure(name, caption, _svg(canvas, name))
+    return _figure(canvas, f"scaling_{study}_samples", caption)
 
 
 def flops_figure(rows: Sequence[NumberedRow], fits: Sequence[Fit], *, study: str, metrics: Sequence[str]) -> Figure:
     """Loss against FLOPs of training, with the frontier and the law along it."""
-    canvas = Canvas(figsize=(5.2 * len(metrics), 3.8), layout="constrained")
-    for axis, metric in zip(np.atleast_1d(canvas.subplots(1, len(metrics))), metrics, strict=True):
-        _cloud(axis, rows, metric, lambda row: row.training_flops)
-        best = frontier(rows, metric, lambda row: row.training_flops)
+
+    def cost(row: ScalingRow) -> float | None:
+        return row.training_flops
+
+    def draw(axis: Axes, metric: str) -> None:
+        best = frontier(rows, metric, cost)
         x, y = [one.row.training_flops for one in best], [one.row.val[metric] for one in best]
         axis.plot(x, y, "s", mfc="none", mec="black", ms=8, label="frontier")
         for fit in fits:
             if (fit.metric, fit.kind) == (metric, "flops") and isinstance(fit.law, PowerLaw):
                 _draw_law(axis, fit.law, fit.x, "black")
-        _log_axes(axis, x_label="FLOPs of training", y_label=f"val/{metric}")
-        axis.legend(fontsize=8)
-    name = f"scaling_{study}_flops"
+
+    canvas = _loss_panels(rows, metrics, cost=cost, x_label="FLOPs of training", draw=draw)
     caption = (
         f"{study}: validation loss against FLOPs of training. Squares: runs that no other one beats in both; line: the power law "
         "fitted through them, shaded: its 95% interval. The frontier is one of noisy losses: it lies a little too low."
     )
-    return Figure(name, caption, _svg(canvas, name))
+    return _figure(canvas, f"scaling_{study}_flops", caption)
 
 
 def cost_figure(rows: Sequence[NumberedRow], *, study: str, metric: str) -> Figure:
@@ -122,9 +136,8 @@ def cost_figure(rows: Sequence[NumberedRow], *, study: str, metric: str) -> Figu
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    name = f"scaling_{study}_cost"
     caption = (
         f"{study}: cost against quality. What a run would have cost if it had been trained alone, trunk and cool-down together, "
         "in seconds on the cores that a worker had (left) and in FLOPs (right); the line is the lowest loss that a cost bought."
     )
-    return Figure(name, caption, _svg(canvas, name))
+    return _figure(canvas, f"scaling_{study}_cost", caption)

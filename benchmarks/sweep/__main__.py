@@ -22,9 +22,10 @@ from benchmarks.processes import default_workers
 from benchmarks.sweep.config import SweepConfig, load_sweep
 from benchmarks.sweep.runner import Sweep
 from benchmarks.sweep.space import default_setting
-from benchmarks.sweep.study import SweepStudy, open_storage
+from benchmarks.sweep.study import SweepStudy, open_storage, sqlite_url
 from benchmarks.sweep.summary import RESULTS, write_summary
 from benchmarks.sweep.trial import Place, base_arguments
+from pretrain.data.terminal import run_command
 from pretrain.types import UserError
 
 DEFAULT = "nano_rate"
@@ -99,7 +100,7 @@ def run(options: argparse.Namespace, *, stop: threading.Event) -> int:
         raise UserError(f"--workers {workers}: give at least 1")
     out = options.out or Path("runs/sweeps") / config.name
     out.mkdir(parents=True, exist_ok=True)
-    storage = options.storage or f"sqlite:///{(out / 'study.db').resolve()}"
+    storage = options.storage or sqlite_url(out)
     study = SweepStudy(config, storage=open_storage(storage), out=out)
     check_leftovers(study)
     if study.plan is None:
@@ -136,10 +137,7 @@ def main(args: Sequence[str] | None = None) -> int:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     try:
-        return run(options, stop=stop)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return run_command(lambda: run(options, stop=stop))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from benchmarks.output import write_result
 from benchmarks.processes import last_line, start
 from benchmarks.sweep.config import FOLDER, SweepConfig, load_sweep
-from benchmarks.sweep.study import SweepStudy, is_gone, open_storage
+from benchmarks.sweep.study import SweepStudy, is_gone, open_storage, sqlite_url
 
 BASE = {"rate": 0.5, "decay": 0.1, "max_steps": 60, "step_s": 0.05, "val_every": 5}
 SWEEP = {
@@ -44,7 +44,7 @@ def rehearsal_sweep(folder: Path, *, trials: int) -> Path:
 
 
 def open_study(config: SweepConfig, out: Path, storage: str | None = None) -> SweepStudy:
-    return SweepStudy(config, storage=open_storage(storage or f"sqlite:///{(out / 'study.db').resolve()}"), out=out)
+    return SweepStudy(config, storage=open_storage(storage or sqlite_url(out)), out=out)
 
 
 def workers_of(pid: int) -> list[psutil.Process]:

@@ -1,15 +1,16 @@
 """Sweeps in the report: their trials, the history, and which field mattered."""
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.output import to_svg
 from benchmarks.sweep.summary import sealed
 from benchmarks.tables import Cell, Figure, Problem, Row, Section, Table, Trace
 
+_SVG = {"svg.hashsalt": "sweep"}
 #: As many values as have room for a tick each.
 _TICKS = 5
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
@@ -189,7 +190,7 @@ def _history(content: Mapping[str, Any]) -> Figure:
                 other.set_xticks([value for value, _ in pairs], [_show(value) for value, _ in pairs])
                 other.minorticks_off()
         caption += f" Right: by {field}."
-    return Figure(f"sweep_{content['name']}_history", caption, _svg(figure))
+    return Figure(f"sweep_{content['name']}_history", caption, to_svg(figure, _SVG))
 
 
 def _only_number(trials: Sequence[Mapping[str, Any]]) -> str | None:
@@ -206,7 +207,7 @@ def _importance(content: Mapping[str, Any]) -> Figure:
     axes.barh([name for name, _ in shares], [100 * share for _, share in shares])
     axes.set_xlabel("share of the variance, percent")
     caption = f"Which field the objective depends on: {content['importance_note']}."
-    return Figure(f"sweep_{content['name']}_importance", caption, _svg(figure))
+    return Figure(f"sweep_{content['name']}_importance", caption, to_svg(figure, _SVG))
 
 
 def _canvas(height: float, *, columns: int = 1) -> tuple[Any, Any]:
@@ -214,12 +215,3 @@ def _canvas(height: float, *, columns: int = 1) -> tuple[Any, Any]:
 
     figure = Canvas(figsize=(7, height), layout="constrained")
     return figure, figure.subplots(1, columns, sharey=True, squeeze=False)[0]
-
-
-def _svg(figure: Any) -> bytes:
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "sweep"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()

@@ -37,6 +37,11 @@ _MAX_TWINS = 10
 _log = logging.getLogger(__name__)
 
 
+def sqlite_url(out: Path) -> str:
+    """URL of the study in a sweep's folder, where it is in no other database."""
+    return f"sqlite:///{(out / 'study.db').resolve()}"
+
+
 def open_storage(url: str) -> RDBStorage:
     """The storage of an URL. Raises UserError where its driver is missing or nothing answers."""
     warnings.filterwarnings("ignore", category=ExperimentalWarning)

@@ -1,7 +1,6 @@
 """The end of a run: export, runs/latest, and one screen that says what was trained, how fast, how good, and where it lies."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Column, Table
 
 from pretrain.callbacks.baselines import Baselines
 from pretrain.callbacks.compute import training_flops
 from pretrain.callbacks.throughput import Throughput
 from pretrain.data.datamodule import global_batch_size
+from pretrain.data.terminal import output_console, summary_grid
 from pretrain.export import export_module
 from pretrain.files import write_atomically
 from pretrain.memory import TOLERANCE, Step, device_bytes, estimate_memory, show_bytes
@@ -120,12 +119,11 @@ class RunSummary(Callback):
         export_module(exported, run / "export", image=data.image, tokenizer=data.tokenizer, info=info)
         write_atomically(run / "summary.json", (json.dumps(info, indent=2) + "\n").encode())
         latest = point_latest(run)
-        # a log has no edge that a long path would have to be broken at
-        Console(width=None if sys.stdout.isatty() else 1000).print(self._panel(pl_module, run, latest, info))
+        output_console().print(self._panel(pl_module, run, latest, info))
 
     @staticmethod
     def _panel(pl_module: lightning.LightningModule, run: Path, latest: Path, info: dict[str, Any]) -> Panel:
-        table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))  # no path loses its end
+        table = summary_grid()
         config = pl_module.encoder_config
         table.add_row(
             "trained",

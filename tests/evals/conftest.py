@@ -64,3 +64,28 @@ def tiny_encoder():
         return BlockEncoder(vit, transform=ImageTransform(ImageSpec(16)), provenance=provenance)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """The config of a run of two steps on scenes, with the objective that is given."""
+
+    def make(objective):
+        return {
+            "seed_everything": 3,
+            "trainer": {"max_steps": 2, "val_check_interval": 2, "log_every_n_steps": 1, "enable_progress_bar": False},
+            "model": {
+                "encoder": {"name": "aimv2_nano_patch4_32", "embed_dim": 32, "depth": 1, "mlp_hidden_dim": 64},
+                "objective": objective,
+                "optim": {"lr": 1e-3, "warmup_steps": 1},
+            },
+            "data": {
+                "batch_size": 4,
+                "num_workers": 0,
+                "num_val": 4,
+                "vocab_size": 300,
+                "train": {"kind": "scenes", "levels": {"one": 1.0}, "captions": {"short": 1.0}},
+            },
+        }
+
+    return make

@@ -20,28 +20,13 @@ from pretrain import cli
 from pretrain.run import check_latest
 from pretrain.types import Fault, ImageSpec, UserError
 
-CONFIG = {
-    "seed_everything": 3,
-    "trainer": {"max_steps": 2, "val_check_interval": 2, "log_every_n_steps": 1, "enable_progress_bar": False},
-    "model": {
-        "encoder": {"name": "aimv2_nano_patch4_32", "embed_dim": 32, "depth": 1, "mlp_hidden_dim": 64},
-        "objective": {"decoder": {"embed_dim": 32, "depth": 1, "num_heads": 2}},
-        "optim": {"lr": 1e-3, "warmup_steps": 1},
-    },
-    "data": {
-        "batch_size": 4,
-        "num_workers": 0,
-        "num_val": 4,
-        "vocab_size": 300,
-        "train": {"kind": "scenes", "levels": {"one": 1.0}, "captions": {"short": 1.0}},
-    },
-}
-
 
 @pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory):
+def tiny_run(tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zeroshot")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "tiny.yaml").write_text(
+        yaml.safe_dump(tiny_config({"decoder": {"embed_dim": 32, "depth": 1, "num_heads": 2}}))
+    )
     assert cli.main(["fit", "--config", str(folder / "tiny.yaml"), "--runs", str(folder / "runs"), "--name", "a"]) == 0
     return folder / "runs" / "a"
 

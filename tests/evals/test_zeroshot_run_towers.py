@@ -12,29 +12,13 @@ from pretrain.data.tokenizers import collate_captions
 from pretrain.export import load_pretrained
 
 TOWERS = {"text": {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_hidden_dim": 64}, "proj_dim": 24, "pool_heads": 2}
-CONFIG = {
-    "seed_everything": 3,
-    "trainer": {"max_steps": 2, "val_check_interval": 2, "log_every_n_steps": 1, "enable_progress_bar": False},
-    "model": {
-        "encoder": {"name": "aimv2_nano_patch4_32", "embed_dim": 32, "depth": 1, "mlp_hidden_dim": 64},
-        "objective": {"contrastive": TOWERS},
-        "optim": {"lr": 1e-3, "warmup_steps": 1},
-    },
-    "data": {
-        "batch_size": 4,
-        "num_workers": 0,
-        "num_val": 4,
-        "vocab_size": 300,
-        "train": {"kind": "scenes", "levels": {"one": 1.0}, "captions": {"short": 1.0}},
-    },
-}
 TEXTS = ["a red star", "a blue ring", "star"]
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
-def contrastive_run(request, tmp_path_factory):
+def contrastive_run(request, tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_config({"contrastive": TOWERS})))
     args = ["fit", "--config", str(folder / "tiny.yaml"), "--model.objective.kind", request.param]
     assert cli.main([*args, "--runs", str(folder / "runs"), "--name", "a"]) == 0
     return folder / "runs" / "a"
