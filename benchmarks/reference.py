@@ -1,6 +1,5 @@
 """Published numbers by table, as benchmarks/reference.yaml holds them, and as rows that are printed beside ours."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.rows import is_number
 from benchmarks.tables import Cell, Row, Trace
 from pretrain.types import UserError
 
@@ -233,8 +233,7 @@ def _row(row: Any, table: Mapping[str, Any], columns: Mapping[str, str], line: i
             f"{where}: {count} to {len(columns)} columns; give one for each of {', '.join(columns)}, or null"
         )
     for column, value in zip(columns, numbers):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and math.isfinite(value)):
+        if value is not None and not is_number(value):
             raise UserError(
                 f"{where}, column {column!r}: {value!r} is no number; give one, or null where none is published"
             )

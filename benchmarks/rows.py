@@ -18,10 +18,10 @@ _TYPES = {
     str: (lambda value: isinstance(value, str), "text"),
     bool: (lambda value: isinstance(value, bool), "true or false"),
     int: (lambda value: _is_count(value), "a whole number, 0 or more"),
-    float: (lambda value: _is_number(value) and value >= 0, "a finite number, 0 or more"),
+    float: (lambda value: is_number(value) and value >= 0, "a finite number, 0 or more"),
     int | None: (lambda value: value is None or _is_count(value), "a whole number, 0 or more, or null"),
     float | None: (
-        lambda value: value is None or (_is_number(value) and value >= 0),
+        lambda value: value is None or (is_number(value) and value >= 0),
         "a finite number, 0 or more, or null",
     ),
 }
@@ -220,14 +220,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_numbers(content: dict[str, Any]) -> None:
     value, interval = content["value"], content.get("interval")
-    if not _is_number(value):
+    if not is_number(value):
         raise _BadRow(f"value is {_show(value)}; give a finite number")
     low, high = _bounds(content)
     if not low - _ROUNDING <= value <= high + _ROUNDING:
         raise _BadRow(f"value is {value!r}, and {content['metric']} lies in {low:g}..{high:g}")
     if interval is None:
         return
-    if not isinstance(interval, list) or len(interval) != 2 or not all(map(_is_number, interval)):
+    if not isinstance(interval, list) or len(interval) != 2 or not all(map(is_number, interval)):
         raise _BadRow(f"interval is {_show(interval)}; give two finite numbers or null")
     if interval[0] > interval[1]:
         raise _BadRow(f"interval is {_show(interval)}; give the lower bound first")
@@ -241,7 +241,8 @@ def _bounds(content: dict[str, Any]) -> tuple[float, float]:
     return (-high, high) if content["task"].endswith("_difference") else (low, high)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value read from a file is a finite number, no truth value and no text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

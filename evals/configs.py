@@ -14,18 +14,32 @@ from pretrain.types import UserError
 T = TypeVar("T")
 
 
-def read_yaml(path: Path, known: Sequence[str]) -> Mapping[str, Any]:
-    """The fields of a YAML file.
+def read_mapping(path: Path, *, wanted: str) -> dict[str, Any]:
+    """What a YAML file holds.
+
+    Args:
+        path: of the file.
+        wanted: what would be right, for the error about a file that holds something else.
 
     Raises:
-        UserError: it cannot be read, is no mapping, or has a field that is not `known`.
+        UserError: it cannot be read, or is no mapping.
     """
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no fields; it has {', '.join(known)}")
+        raise UserError(f"{path} holds no fields; {wanted}")
+    return content
+
+
+def read_yaml(path: Path, known: Sequence[str]) -> Mapping[str, Any]:
+    """The fields of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, is no mapping, or has a field that is not `known`.
+    """
+    content = read_mapping(path, wanted=f"it has {', '.join(known)}")
     if unknown := [name for name in content if name not in known]:
         raise UserError(f"{path}: field {unknown[0]!r} is unknown; known are {', '.join(known)}")
     return content

@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.studies.config import slug
-from evals.configs import find_config, read_yaml
+from evals.configs import find_config, read_mapping, read_yaml
 from pretrain.types import UserError
 
 FOLDER = Path("configs/benchmarks/scaling")
@@ -96,12 +94,7 @@ def read_content(path: Path) -> dict[str, Any]:
     Raises:
         UserError: a file that cannot be read or is no mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no fields; give a config of python -m pretrain fit")
+    content = read_mapping(path, wanted="give a config of python -m pretrain fit")
 
     def resolve(value: Any) -> Any:
         if isinstance(value, dict):

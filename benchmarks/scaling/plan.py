@@ -4,7 +4,6 @@ Paper, section 3.1. A budget of S steps leaves the trunk at step (1 - cooldown) 
 it, at half of its peak rate (a trunk of 5B samples for budgets up to 6.4B).
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import arguments
 from benchmarks.scaling.config import ScalingConfig, SizeConfig
 from evals.results import hash_of, source_hash
 from pretrain.run import checkpoint_path
@@ -128,13 +128,6 @@ def _check_warmup(config: ScalingConfig, size: SizeConfig, *, first: int, batch:
         )
 
 
-def _flags(values: Mapping[str, Any]) -> list[str]:
-    def text(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value)
-
-    return [f"--{name}={text(value)}" for name, value in values.items()]
-
-
 def _arguments(
     config: ScalingConfig, size: SizeConfig, *, run: Path, seed: int, steps: int, own: Mapping[str, Any]
 ) -> tuple[str, ...]:
@@ -145,7 +138,7 @@ def _arguments(
         "trainer.max_steps": steps,
         "trainer.enable_progress_bar": False,
     }
-    return ("pretrain", "fit", *where, *_flags(values | config.changes(size) | own))
+    return ("pretrain", "fit", *where, *arguments(values | config.changes(size) | own))
 
 
 def make_plan(config: ScalingConfig, *, seeds: int, folder: Path) -> list[Trunk]:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.studies.config import EvalConfig, RowConfig, StudyConfig, needs_weights, slug
+from evals.configs import read_mapping
 from evals.results import hash_of
 from pretrain.types import UserError
 
@@ -78,12 +77,7 @@ def read_base(path: Path) -> tuple[dict[str, Any], int]:
     Raises:
         UserError: it cannot be read, or has a budget in steps, which would not be the same for another batch size.
     """
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no fields; give a config of python -m pretrain fit")
+    config = read_mapping(path, wanted="give a config of python -m pretrain fit")
     config.pop("seed_everything", None)
     max_samples = config.pop("max_samples", None)
     if not isinstance(max_samples, int) or "max_steps" in (config.get("trainer") or {}):

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.commands import fill_in
 from benchmarks.processes import Slot, last_line, start
 from benchmarks.rows import read_rows
 from benchmarks.studies.arms import Arm, Job, eval_key
@@ -201,10 +202,7 @@ class Runner:
         began = time.monotonic()
         folder = self.places.runs / arm.name
         out, rows = folder / "evals" / name, folder / f"rows-{name}.jsonl"
-        command = list(one.command)
-        for mark, value in {"{run}": encoder, "{seed}": str(arm.seed), "{out}": out.as_posix()}.items():
-            command = [part.replace(mark, value) for part in command]
-        command += ["--results", rows.as_posix()]
+        command = [*fill_in(one.command, run=encoder, seed=arm.seed, out=out), "--results", rows.as_posix()]
         self._call(command, folder / f"{name}.log", slot)
         seconds = time.monotonic() - began
         made = _last_of_each(read(rows))

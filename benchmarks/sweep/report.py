@@ -1,12 +1,12 @@
 """Sweeps in the report: their trials, the history, and which field mattered."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.output import to_svg
+from benchmarks.rows import is_number
 from benchmarks.sweep.summary import sealed
 from benchmarks.tables import Cell, Figure, Problem, Row, Section, Table, Trace
 
@@ -68,7 +68,7 @@ def _read(path: Path) -> dict[str, Any]:
     for place, trial in enumerate(trials):
         _check_trial(trial, f"trial {place}")
     importance = content.get("importance")
-    whole = isinstance(importance, dict) and importance and all(_is_number(value) for value in importance.values())
+    whole = isinstance(importance, dict) and importance and all(is_number(value) for value in importance.values())
     _want(importance is None or whole, "field 'importance' is no mapping of numbers")
     return content
 
@@ -77,18 +77,14 @@ def _check_trial(trial: Any, where: str) -> None:
     _want(isinstance(trial, dict) and isinstance(trial.get("number"), int), f"{where} has no number")
     _want(trial.get("state") in STATES, f"{where}: state is none of {', '.join(STATES)}")
     _want(isinstance(trial.get("params"), dict), f"{where}: params is no mapping")
-    _want(trial["state"] != "COMPLETE" or _is_number(trial.get("value")), f"{where} is complete and has no value")
-    _want(trial.get("seconds") is None or _is_number(trial["seconds"]), f"{where}: seconds is no number")
+    _want(trial["state"] != "COMPLETE" or is_number(trial.get("value")), f"{where} is complete and has no value")
+    _want(trial.get("seconds") is None or is_number(trial["seconds"]), f"{where}: seconds is no number")
     _want(isinstance(trial.get("retries", 0), int), f"{where}: retries is no whole number")
 
 
 def _want(is_right: object, message: str) -> None:
     if not is_right:
         raise _Broken(message)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _overview(chosen: list[Row]) -> Section:
@@ -196,7 +192,7 @@ def _history(content: Mapping[str, Any]) -> Figure:
 def _only_number(trials: Sequence[Mapping[str, Any]]) -> str | None:
     """The field that is searched, where it is only one and its values are numbers."""
     (names, *others) = {tuple(trial["params"]) for trial in trials}
-    if others or len(names) != 1 or not all(_is_number(trial["params"][names[0]]) for trial in trials):
+    if others or len(names) != 1 or not all(is_number(trial["params"][names[0]]) for trial in trials):
         return None
     return names[0]
 

@@ -152,11 +152,6 @@ def grid_size(space: tuple[Parameter, ...]) -> float:
     return math.inf if any(one is None for one in values) else math.prod(len(one) for one in values)
 
 
-def arguments(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as arguments of `python -m pretrain fit`."""
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
-
-
 def check_setting(space: tuple[Parameter, ...], setting: Mapping[str, Any], *, where: str) -> dict[str, Scalar]:
     """A setting of every field. Raises UserError for a value outside of its range: it would have to be clipped."""
     found = {}

@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
+from benchmarks.commands import arguments, fill_in
 from benchmarks.processes import last_line, start
 from benchmarks.studies.arms import resolve
 from benchmarks.sweep.config import SweepConfig
 from benchmarks.sweep.lease import Lease
-from benchmarks.sweep.space import arguments
 from benchmarks.sweep.study import Claim, SweepStudy
 from evals.results import find, read
 from pretrain.files import write_atomically
@@ -229,12 +229,7 @@ class TrialRunner:
 
     def _evaluate(self) -> float:
         objective, results = self.config.objective, self.place.results
-        places = {"{run}": self.place.run, "{seed}": self.config.seed, "{out}": results.parent / "out"}
-        command = []
-        for word in objective.eval:
-            for mark, value in places.items():
-                word = word.replace(mark, str(value))
-            command.append(word)
+        command = fill_in(objective.eval, run=self.place.run, seed=self.config.seed, out=results.parent / "out")
         results.parent.mkdir(parents=True, exist_ok=True)
         child = start([*command, "--results", str(results)], log=self.place.log, cpus=self._cpus)
         try:

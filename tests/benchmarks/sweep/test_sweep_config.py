@@ -4,10 +4,11 @@ import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from benchmarks.commands import arguments
 from benchmarks.sweep import config as sweep_config
 from benchmarks.sweep.__main__ import resolved_config
 from benchmarks.sweep.config import FOLDER, load_sweep
-from benchmarks.sweep.space import arguments, default_setting, grid, read_parameter, read_space
+from benchmarks.sweep.space import default_setting, grid, read_parameter, read_space
 from pretrain.types import UserError
 
 
